@@ -1,0 +1,61 @@
+"""Fills: what a free entry starts as, and the draws that are the same bits everywhere."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from growformer.algebra.factor import ONE, Factor
+
+PIECE = 1 << 16
+"""Elements drawn from one counter of the generator; a piece is the smallest unit of work on a free block."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """How the free entries of one target tensor are filled.
+
+    Attributes:
+        kind: "normal" (mean 0), or "mean" (the mean of the old entries times their factor: gains).
+        like: the source tensor whose entries set the std or the mean; None: `std` stands as given.
+        std: a given std; None: the std of `like`, measured in float64 when the plan runs.
+        factor: what the mean is multiplied by: that of the old gains.
+    """
+
+    kind: Literal["normal", "mean"]
+    like: str | None = None
+    std: float | None = None
+    factor: Factor = ONE
+
+    def to_json(self) -> dict[str, object]:
+        """Plain data, defaults left out."""
+        out: dict[str, object] = {"kind": self.kind}
+        out |= {k: v for k, v in (("like", self.like), ("std", self.std)) if v is not None}
+        return out if self.factor == ONE else {**out, "factor": str(self.factor.square)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Fill:
+        """The inverse of `to_json`."""
+        return cls(data["kind"], data.get("like"), data.get("std"), Factor.parse(data.get("factor", "1")))
+
+
+def draw(seed: int, name: str, shape: tuple[int, ...], start: int, stop: int) -> NDArray[np.float32]:
+    """Standard normal draws for the flat entries [start, stop) of a target tensor.
+
+    They depend on the seed, the tensor's name on disk, its target shape and the place of the entry, and on nothing
+    else: not on threads, shards, or the order of work.
+    """
+    label = f"{seed}\0{name}\0{','.join(map(str, shape))}".encode()
+    key = np.frombuffer(hashlib.sha256(label).digest()[:16], dtype=np.uint64)
+    out = np.empty(stop - start // PIECE * PIECE, dtype=np.float32)
+    for at in range(0, len(out), PIECE):
+        # Word 3 of the counter numbers the piece; what is drawn of a piece is always a beginning of it.
+        counter = np.array([0, 0, 0, start // PIECE + at // PIECE], dtype=np.uint64)
+        generator = np.random.Generator(np.random.Philox(key=key, counter=counter))
+        generator.standard_normal(dtype=np.float32, out=out[at : at + PIECE])
+    return out[start % PIECE :]

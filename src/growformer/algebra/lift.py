@@ -1,0 +1,191 @@
+"""Lifts: how the old channels of an axis, or the old indices of a tensor's dim, sit among the new ones.
+
+A lift E (new x old) says a' = E a. It is kept with its left inverse R (R E = 1) as a list of runs, so that a lift of a
+hidden size of 8192 is two runs, and the lift of a fused dim is put together from the lifts of its axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from dataclasses import replace as _replace
+
+from growformer.algebra.factor import ONE, Factor
+
+__all__ = ["ONE", "Factor", "Lift", "Run", "concat", "product"]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """`count` neighbouring new channels that are made in one way.
+
+    Attributes:
+        count: how many new channels.
+        old: the first old channel they come from, in order; None where no old channel reaches them.
+        factor: the coefficient in E with which the old channel arrives.
+        back: the coefficient in R with which it is read back; None where R does not read these channels
+            (a copy that nobody listens to yet). Moments follow `back`, for the gradient is the dual.
+        mean: where positive, every channel of the run is the mean of the old channels [old, old + mean).
+        free: for channels without an old one: True where any value is exact, because the other side is closed.
+    """
+
+    count: int
+    old: int | None = None
+    factor: Factor = ONE
+    back: Factor | None = ONE
+    mean: int = 0
+    free: bool = False
+
+    @property
+    def new(self) -> bool:
+        """No old channel reaches this run."""
+        return self.old is None
+
+    def times(self, factor: Factor) -> Run:
+        """The same run with E scaled by `factor` and R by its inverse."""
+        if self.old is None:
+            return self
+        return _replace(self, factor=self.factor * factor, back=None if self.back is None else self.back / factor)
+
+
+@dataclass(frozen=True, slots=True)
+class Lift:
+    """E and R of one axis or dim: `old` channels become `new`, run by run."""
+
+    old: int
+    runs: tuple[Run, ...]
+
+    @classmethod
+    def identity(cls, size: int) -> Lift:
+        return cls(size, (Run(size, 0),)) if size else cls(0, ())
+
+    @classmethod
+    def place(cls, old: int, positions: Sequence[int], new: int, *, free: bool = False) -> Lift:
+        """Old channel i goes to `positions[i]` of `new`; the others are new channels, free or closed."""
+        source = {p: i for i, p in enumerate(positions)}
+        return cls.rows(old, [source.get(j) for j in range(new)], free=free)
+
+    @classmethod
+    def rows(cls, old: int, sources: Iterable[int | None], *, free: bool = False) -> Lift:
+        """New channel j comes from old channel `sources[j]`, or from none. Repeats are copies; the first is read."""
+        seen: set[int] = set()
+        runs: list[Run] = []
+        for source in sources:
+            if source is None:
+                runs.append(Run(1, None, back=None, free=free))
+            else:
+                runs.append(Run(1, source, back=None if source in seen else ONE))
+                seen.add(source)
+        return cls(old, tuple(_merge(runs)))
+
+    @property
+    def new(self) -> int:
+        return sum(run.count for run in self.runs)
+
+    @property
+    def is_identity(self) -> bool:
+        return self.runs == ((Run(self.old, 0),) if self.old else ())
+
+    def times(self, factor: Factor) -> Lift:
+        """The lift f E, with left inverse R / f."""
+        return Lift(self.old, tuple(run.times(factor) for run in self.runs))
+
+    def freed(self, free: bool) -> Lift:
+        """The same lift with its new channels free, or closed."""
+        return Lift(self.old, tuple(_replace(run, free=free) if run.new else run for run in self.runs))
+
+    def spans(self) -> Iterator[tuple[int, Run]]:
+        """Each run with the first new channel it fills."""
+        start = 0
+        for run in self.runs:
+            yield start, run
+            start += run.count
+
+    def to_json(self) -> list[list[object]]:
+        """Runs as [count, old | None, E², R² | None, mean, free], trailing defaults dropped."""
+        out: list[list[object]] = []
+        for run in self.runs:
+            back = None if run.back is None else str(run.back.square)
+            row: list[object] = [run.count, run.old, str(run.factor.square), back, run.mean, run.free]
+            defaults = [None, None, "1", "1" if run.old is not None else None, 0, False]
+            while len(row) > 2 and row[-1] == defaults[len(row) - 1]:
+                row.pop()
+            out.append(row)
+        return out
+
+    @classmethod
+    def from_json(cls, old: int, rows: Sequence[Sequence[object]]) -> Lift:
+        """The inverse of `to_json`."""
+        runs: list[Run] = []
+        for row in rows:
+            start = None if row[1] is None else int(str(row[1]))
+            factor = Factor.parse(str(row[2])) if len(row) > 2 else ONE
+            square = row[3] if len(row) > 3 else ("1" if start is not None else None)
+            back = None if square is None else Factor.parse(str(square))
+            mean = int(str(row[4])) if len(row) > 4 else 0
+            runs.append(Run(int(str(row[0])), start, factor, back, mean, bool(row[5]) if len(row) > 5 else False))
+        return cls(old, tuple(runs))
+
+
+def _merge(runs: Iterable[Run]) -> list[Run]:
+    """Neighbouring runs that continue each other, made one."""
+    out: list[Run] = []
+    for run in runs:
+        if not run.count:
+            continue
+        last = out[-1] if out else None
+        if last is not None and (last.factor, last.back, last.mean, last.free) == (
+            run.factor,
+            run.back,
+            run.mean,
+            run.free,
+        ):
+            continues = (
+                run.old is None
+                if last.old is None
+                else run.old is not None and run.old == (last.old if last.mean else last.old + last.count)
+            )
+            if continues:
+                out[-1] = _replace(last, count=last.count + run.count)
+                continue
+        out.append(run)
+    return out
+
+
+def product(outer: Lift, inner: Lift) -> Lift:
+    """The lift of the dim (outer inner), inner varying fastest.
+
+    A new outer channel is new throughout, and closed or free as a whole: inside a new head nothing else is zeroed
+    (a second closure in series would cost a training step).
+    """
+    runs: list[Run] = []
+    for run in outer.runs:
+        if run.old is None:
+            runs.append(_replace(run, count=run.count * inner.new))
+        elif run.mean:
+            if inner.new != 1 or not inner.is_identity:
+                raise NotImplementedError("the mean of an outer axis is not a run of the product")
+            runs.append(run)
+        elif inner.is_identity:
+            runs.append(_replace(run, count=run.count * inner.old, old=run.old * inner.old))
+        else:
+            for channel in range(run.old, run.old + run.count):
+                for part in inner.runs:
+                    if part.old is None:
+                        runs.append(part)
+                        continue
+                    back = None if run.back is None or part.back is None else run.back * part.back
+                    runs.append(
+                        _replace(part, old=channel * inner.old + part.old, factor=run.factor * part.factor, back=back)
+                    )
+    return Lift(outer.old * inner.old, tuple(_merge(runs)))
+
+
+def concat(parts: Sequence[Lift]) -> Lift:
+    """The lift of the dim (a | b | ...)."""
+    runs: list[Run] = []
+    offset = 0
+    for part in parts:
+        runs += [run if run.old is None else _replace(run, old=run.old + offset) for run in part.runs]
+        offset += part.old
+    return Lift(offset, tuple(_merge(runs)))

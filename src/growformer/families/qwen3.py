@@ -1,0 +1,24 @@
+"""Qwen3: Llama with an RMSNorm on each query and key head, whose eps field the hidden norms share."""
+
+from growformer.algebra import Norm, replace
+from growformer.families.llama import LLAMA
+
+QWEN3 = replace(
+    LLAMA,
+    name="qwen3",
+    model_types=("qwen3",),
+    architectures=("Qwen3ForCausalLM", "Qwen3Model"),
+    tensors={
+        **LLAMA.tensors,
+        "model.layers.{layer}.self_attn.q_norm.weight": "q: * key",
+        "model.layers.{layer}.self_attn.k_norm.weight": "k: * key",
+    },
+    norms={
+        **LLAMA.norms,
+        "q": Norm("key", "rms", eps="rms_norm_eps"),
+        "k": Norm("key", "rms", eps="rms_norm_eps"),
+    },
+    per_layer=("layer_types",),
+    rules=(),
+    neutral=(*LLAMA.neutral, "use_sliding_window", "sliding_window", "max_window_layers"),
+)
