@@ -1,0 +1,115 @@
+"""Growth: the lift, the closed side and the scale of every axis, before any tensor is looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+
+from growformer.algebra import ONE, Factor, Lift, Run, Side
+
+Scope = tuple[tuple[str, int], ...]
+"""Where an axis has a size of its own: pairs of index axis and target index, such as (("layer", 3),)."""
+
+
+@dataclass(frozen=True)
+class AxisGrowth:
+    """How one axis grows.
+
+    Attributes:
+        axis: its name.
+        lift: E and its left inverse, before `scale`.
+        closed: the side whose new entries are zero.
+        scale: what every writer is multiplied by besides (the stream rescale).
+        scope: the layer (and head) it holds for; empty: everywhere.
+        like: for an index axis, for each new index the old one whose tensors set the fills.
+        dead: why the new channels can never be reached by a gradient; empty where they can.
+    """
+
+    axis: str
+    lift: Lift
+    closed: Side = "readers"
+    scale: Factor = ONE
+    scope: Scope = ()
+    like: tuple[int, ...] = ()
+    dead: str = ""
+
+    @property
+    def old(self) -> int:
+        return self.lift.old
+
+    @property
+    def new(self) -> int:
+        return self.lift.new
+
+    @property
+    def is_identity(self) -> bool:
+        return self.lift.is_identity and self.scale == ONE
+
+    @cached_property
+    def sources(self) -> list[int | None]:
+        """For each new index, the old one it is (index axes)."""
+        out: list[int | None] = []
+        for run in self.lift.runs:
+            out += [None if run.old is None else run.old + i for i in range(run.count)]
+        return out
+
+    @cached_property
+    def energy(self) -> Fraction:
+        """Mean square over the new channels divided by that over the old ones (about the mean, where one is carried).
+
+        Every old channel must arrive with the same total square, or no gain and eps could make up for it.
+        """
+        squares: dict[int, Fraction] = {}
+        for run in self.lift.runs:
+            if run.old is not None and not run.mean:
+                for i in range(run.old, run.old + run.count):
+                    squares[i] = squares.get(i, Fraction(0)) + run.factor.square
+        if len(set(squares.values())) > 1:
+            raise ValueError(f"axis {self.axis}: its channels are copied unevenly")
+        total = next(iter(squares.values()), Fraction(1))
+        return self.scale.square * total * Fraction(self.old, self.new) if self.old else Fraction(1)
+
+    @cached_property
+    def normed(self) -> Lift:
+        """The lift behind a norm over this axis, whose gain takes up scale and energy: each channel at its first place.
+
+        A carried mean is 0 there, and copies that nobody reads are closed by their gain or by their readers.
+        """
+        return Lift(
+            self.old,
+            tuple(
+                Run(run.count, None, back=None)
+                if run.old is None or run.mean or run.back is None
+                else Run(run.count, run.old)
+                for run in self.lift.runs
+            ),
+        )
+
+
+class Growth:
+    """The growth of every axis of a model.
+
+    Args:
+        axes: one entry for each axis and scope.
+        tied: whether the head reads through the embedding's own tensor.
+    """
+
+    def __init__(self, axes: Iterable[AxisGrowth], *, tied: bool = False) -> None:
+        self.axes: dict[tuple[str, Scope], AxisGrowth] = {(a.axis, a.scope): a for a in axes}
+        self.tied = tied
+
+    def at(self, axis: str, index: Mapping[str, int] | None = None) -> AxisGrowth:
+        """The growth of `axis` where the index axes have the target values `index`: the narrowest scope that fits."""
+        scope = tuple((index or {}).items())
+        while True:
+            found = self.axes.get((axis, scope))
+            if found is not None:
+                return found
+            if not scope:
+                raise KeyError(f"axis {axis} has no size here")
+            scope = scope[:-1]
+
+    def __iter__(self) -> Iterator[AxisGrowth]:
+        return iter(self.axes.values())

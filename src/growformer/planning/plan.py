@@ -1,0 +1,244 @@
+"""The plan: plain data that says, for every target tensor, where each block comes from."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+from growformer.algebra import ONE, Factor, Fill, Lift, Run
+from growformer.errors import SourceError
+
+FORMAT = 1
+"""Version of the plan's JSON; a reader refuses any other."""
+
+Fidelity = Literal["identical", "scaled", "rounded", "new"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A box of one target tensor that is made in one way.
+
+    Attributes:
+        start, shape: the box.
+        source: the first entry of the box of the source tensor it comes from; None for new entries.
+        factor: what the source entries are multiplied by.
+        back: what the target entries are multiplied by to give the source's again (summed over blocks); None: unread.
+        mean: for each dim, how many source indices are averaged; 0: none.
+        free: new entries only: filled (True) or zero (False).
+    """
+
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+    source: tuple[int, ...] | None
+    factor: Factor
+    back: Factor | None
+    mean: tuple[int, ...]
+    free: bool
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """One target tensor.
+
+    Attributes:
+        name: on disk.
+        source: the source tensor's name; None for a tensor that is new as a whole (in a new layer).
+        dims: for each dim, its lift.
+        free: for a new tensor, whether its index axes leave it free.
+        fill: how free entries are filled.
+        pattern: the name pattern it belongs to, for tables.
+    """
+
+    name: str
+    source: str | None
+    dims: tuple[Lift, ...]
+    free: bool
+    fill: Fill
+    pattern: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(dim.new for dim in self.dims)
+
+    @property
+    def source_shape(self) -> tuple[int, ...]:
+        return tuple(dim.old for dim in self.dims)
+
+    @cached_property
+    def fidelity(self) -> Fidelity:
+        """How the source's entries arrive, before any change of dtype: identical, times powers of two, or rounded."""
+        if self.source is None:
+            return "new"
+        rank: list[Fidelity] = ["identical", "scaled", "rounded"]
+        worst = 0
+        for block in self.blocks():
+            if block.source is None:
+                continue
+            if any(block.mean) or block.factor.exponent is None:
+                return "rounded"
+            worst = max(worst, int(block.factor != ONE))
+        return rank[worst]
+
+    @cached_property
+    def factors(self) -> tuple[Factor, ...]:
+        """The different factors of its old blocks, for tables."""
+        seen = {block.factor: None for block in self.blocks() if block.source is not None and not any(block.mean)}
+        return tuple(seen)
+
+    def blocks(self, rows: tuple[int, int] | None = None) -> Iterator[Block]:
+        """Its blocks, in order; `rows` keeps only those rows of the first dim (blocks are cut to them)."""
+        first = list(_window(self.dims[0], rows))
+        rest = [list(dim.spans()) for dim in self.dims[1:]]
+        for parts in itertools.product(first, *rest):
+            yield self._block(parts)
+
+    def _block(self, parts: tuple[tuple[int, Run], ...]) -> Block:
+        start = tuple(at for at, _ in parts)
+        runs = [run for _, run in parts]
+        shape = tuple(run.count for run in runs)
+        flat = (0,) * len(runs)
+        if self.source is None or any(run.old is None for run in runs):
+            free = any(run.old is None and run.free for run in runs) or (self.source is None and self.free)
+            return Block(start, shape, None, ONE, None, flat, free)
+        factor, back = ONE, ONE
+        unread = False
+        for run in runs:
+            factor = factor * run.factor
+            unread = unread or run.back is None
+            back = back if run.back is None else back * run.back
+        source = tuple(run.old or 0 for run in runs)
+        return Block(start, shape, source, factor, None if unread else back, tuple(run.mean for run in runs), False)
+
+    @property
+    def entries(self) -> int:
+        total = 1
+        for size in self.shape:
+            total *= size
+        return total
+
+
+def _window(lift: Lift, rows: tuple[int, int] | None) -> Iterator[tuple[int, Run]]:
+    for at, run in lift.spans():
+        lo, hi = (at, at + run.count) if rows is None else (max(at, rows[0]), min(at + run.count, rows[1]))
+        if lo >= hi:
+            continue
+        old = run.old if run.old is None or run.mean else run.old + lo - at
+        yield lo, Run(hi - lo, old, run.factor, run.back, run.mean, run.free)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a growth does.
+
+    Attributes:
+        family, method: names.
+        seed: of the draws.
+        request: what was asked, in the words of config.json.
+        moved: in words, what else changes because it must.
+        source_config, target_config: as config.json holds them.
+        tensors: one entry for each tensor of the target.
+        dropped: source tensors left behind (buffers that are computed).
+        axes: for each axis that changes, its lift and closed side (the receipt's entry).
+        layers: for each target layer, the source layer or None.
+        dead: why some new entries can never be reached by a gradient, one sentence each.
+        notes: warnings.
+    """
+
+    family: str
+    method: str
+    seed: int
+    request: Mapping[str, Any]
+    moved: tuple[str, ...]
+    source_config: Mapping[str, Any]
+    target_config: Mapping[str, Any]
+    tensors: tuple[TensorPlan, ...]
+    dropped: tuple[str, ...] = ()
+    axes: Mapping[str, Any] = field(default_factory=dict)
+    layers: tuple[int | None, ...] = ()
+    dead: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def by_name(self) -> dict[str, TensorPlan]:
+        return {tensor.name: tensor for tensor in self.tensors}
+
+    @property
+    def fidelity(self) -> dict[str, int]:
+        """How many tensors of each fidelity."""
+        count = {"identical": 0, "scaled": 0, "rounded": 0, "new": 0}
+        for tensor in self.tensors:
+            count[tensor.fidelity] += 1
+        return count
+
+    @property
+    def parameters(self) -> tuple[int, int]:
+        """Entries of the source and of the target."""
+        old = 0
+        for tensor in self.tensors:
+            size = 1
+            for n in tensor.source_shape:
+                size *= n
+            old += size if tensor.source is not None else 0
+        return old, sum(tensor.entries for tensor in self.tensors)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; lifts are written once and named by number."""
+        table: dict[Lift, int] = {}
+        rows = []
+        for t in self.tensors:
+            dims = [table.setdefault(dim, len(table)) for dim in t.dims]
+            rows.append([t.name, t.source, dims, t.free, t.fill.to_json(), t.pattern])
+        return {
+            "format": FORMAT,
+            "family": self.family,
+            "method": self.method,
+            "seed": self.seed,
+            "request": dict(self.request),
+            "moved": list(self.moved),
+            "source_config": dict(self.source_config),
+            "target_config": dict(self.target_config),
+            "lifts": [[lift.old, lift.to_json()] for lift in table],
+            "tensors": rows,
+            "dropped": list(self.dropped),
+            "axes": dict(self.axes),
+            "layers": list(self.layers),
+            "dead": list(self.dead),
+            "notes": list(self.notes),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Plan:
+        """The inverse of `to_json`.
+
+        Raises:
+            SourceError: where the format is another.
+        """
+        if data.get("format") != FORMAT:
+            raise SourceError(f"the plan has format {data.get('format')!r}; this version reads format {FORMAT}")
+        lifts = [Lift.from_json(old, rows) for old, rows in data["lifts"]]
+        tensors = tuple(
+            TensorPlan(name, source, tuple(lifts[i] for i in dims), free, Fill.from_json(fill), pattern)
+            for name, source, dims, free, fill, pattern in data["tensors"]
+        )
+        return cls(
+            family=data["family"],
+            method=data["method"],
+            seed=data["seed"],
+            request=data["request"],
+            moved=tuple(data["moved"]),
+            source_config=data["source_config"],
+            target_config=data["target_config"],
+            tensors=tensors,
+            dropped=tuple(data["dropped"]),
+            axes=data["axes"],
+            layers=tuple(data["layers"]),
+            dead=tuple(data["dead"]),
+            notes=tuple(data["notes"]),
+        )
+
+    def dumps(self) -> str:
+        return json.dumps(self.to_json(), separators=(",", ":"))
