@@ -1,0 +1,48 @@
+"""Checkpoints: safetensors blocks, Hugging Face folders, receipts, model cards."""
+
+from growformer.checkpoint.card import write_card
+from growformer.checkpoint.folder import (
+    companions,
+    copy_companions,
+    new_folder,
+    read_config,
+    sha256,
+    size_text,
+    write_config,
+)
+from growformer.checkpoint.receipt import RECEIPT, Receipt
+from growformer.checkpoint.safetensors_io import (
+    DTYPES,
+    TensorFiles,
+    TensorInfo,
+    TensorSpec,
+    dtype_name,
+    parse_size,
+    require_growable,
+    split_shards,
+    torch_dtype,
+    write_folder,
+)
+
+__all__ = [
+    "DTYPES",
+    "RECEIPT",
+    "Receipt",
+    "TensorFiles",
+    "TensorInfo",
+    "TensorSpec",
+    "companions",
+    "copy_companions",
+    "dtype_name",
+    "new_folder",
+    "parse_size",
+    "read_config",
+    "require_growable",
+    "sha256",
+    "size_text",
+    "split_shards",
+    "torch_dtype",
+    "write_card",
+    "write_config",
+    "write_folder",
+]

@@ -1,0 +1,101 @@
+"""The model card: says to people what `growformer.json` says to programs."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped, unused-ignore]
+
+_TAGS = ("growformer", "model-growth")
+# What the source's card says of the source alone: results, emissions, or keys that are written anew.
+_LEFT_BEHIND = {"base_model", "base_model_relation", "library_name", "tags", "model-index", "model_name"}
+_LEFT_BEHIND |= {"new_version", "co2_eq_emissions", "quantized_by"}
+
+
+def write_card(folder: Path, source_card: str | None, base_model: str, data: Mapping[str, Any]) -> Path:
+    """Write README.md: front matter for the Hub, and a section "Grown with growformer".
+
+    The front matter keeps what the source's card says beyond the source itself (license, language, pipeline_tag,
+    datasets, ...). `base_model` goes there only in the form "org/name", for the Hub refuses a path, and a
+    path says more about a machine than about a model.
+
+    Args:
+        folder: The grown folder.
+        source_card: Text of the source's README.md, or None. Front matter that is no YAML counts as none.
+        base_model: The source: its Hub id ("org/name"), or else a path.
+        data: `request` (config field -> value) and `proof` (the proof table as Markdown); where there, also `title`,
+            `method`, `seed`, `dtype`, `growformer` (the version), and `dead` (blocks that never get a gradient).
+
+    Returns:
+        The path of the card.
+    """
+    kept = _front_matter(source_card)
+    tags = kept.get("tags", [])
+    tags = tags if isinstance(tags, list) else [tags]
+    front: dict[str, Any] = {key: value for key, value in kept.items() if key not in _LEFT_BEHIND}
+    is_id = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", base_model, re.ASCII) is not None
+    if is_id:
+        front |= {"base_model": base_model, "base_model_relation": "finetune"}
+    front["library_name"] = "transformers"
+    front["tags"] = list(dict.fromkeys([*(tag for tag in tags if isinstance(tag, str)), *_TAGS]))
+    name = base_model if is_id else re.split(r"[/\\]", base_model.rstrip("/\\"))[-1] or "a local model"
+    text = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
+    path = folder / "README.md"
+    path.write_text(f"---\n{text}---\n\n{_body(name, data)}", encoding="utf-8")
+    return path
+
+
+def _body(name: str, data: Mapping[str, Any]) -> str:
+    rows = "\n".join(f"| {_cell(key)} | {_cell(value)} |" for key, value in data["request"].items())
+    facts = [f"{key} {_cell(data[key])}" for key in ("method", "seed", "dtype") if data.get(key) is not None]
+    version = f" {data['growformer']}" if data.get("growformer") else ""
+    dead = "\n".join(f"- {line}" for line in data.get("dead") or [])
+    parts = [
+        f"# {data.get('title') or f'{name}, grown'}",
+        "## Grown with growformer",
+        f"This model is `{name}`, grown by growformer{version} to the sizes below. `growformer.json` beside this card "
+        "holds the whole receipt: hashes, plan, versions and every measured error.",
+        f"| asked for | value |\n|---|---|\n{rows}",
+        *([f"Made with {', '.join(facts)}."] if facts else []),
+        "### Proof",
+        str(data["proof"]).strip(),
+        *(["These blocks never get a gradient:", dead] if dead else []),
+        "### Check it yourself",
+        "```sh\ngrowformer verify SRC OUT\n```",
+        f"`SRC` is a folder with `{name}`, `OUT` is this folder. Nothing in the receipt is taken on trust: every "
+        "tensor of both folders is read.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _cell(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    text = " ".join(text.split()).replace("`", "'").replace("|", "\\|")
+    return f"`{text}`"
+
+
+def _front_matter(card: str | None) -> dict[str, Any]:
+    match = re.match(r"\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|$)", card or "", re.DOTALL)
+    if match is None:
+        return {}
+    try:
+        found = yaml.load(match[1], _CardLoader)
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date such as 2024-13-01
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+class _CardLoader(yaml.SafeLoader):  # type: ignore[misc, unused-ignore]
+    """YAML 1.2's booleans only: to YAML 1.1 the language code "no" (Norwegian) is False."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's own attribute
+        first: [(tag, pattern) for tag, pattern in rules if tag != "tag:yaml.org,2002:bool"]
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_CardLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), "tTfF"
+)
