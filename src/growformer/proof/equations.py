@@ -1,0 +1,272 @@
+"""The two equations W' = E W (writers) and W' E = W (readers), checked on one tensor at a time in pieces of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from growformer.algebra.factor import ONE
+from growformer.proof.facts import MEAN, NONE
+from growformer.proof.places import OPEN, REACHED, SHUT, Places, floats
+
+PIECE = 1 << 20
+"""Entries of a tensor that are looked at at once."""
+
+
+class Tensors(Protocol):
+    """Named tensors, read by rows."""
+
+    @property
+    def names(self) -> Sequence[str]: ...
+    def shape(self, name: str) -> tuple[int, ...]: ...
+    def dtype(self, name: str) -> torch.dtype: ...
+    def read(self, name: str, rows: slice | None = None) -> Tensor: ...
+
+
+@dataclass
+class Found:
+    """What one tensor was found to be: the first thing wrong with it, or how its bits relate to the source's."""
+
+    wrong: str | None = None
+    fidelity: str = "identical"
+    zero: int = 0
+    free: int = 0
+
+
+def pieces(shape: Sequence[int]) -> Iterator[slice]:
+    """Row ranges of at most PIECE entries."""
+    rows, width = shape[0], max(1, torch.Size(shape[1:]).numel())
+    step = max(1, PIECE // width)
+    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+def read_rows(tensors: Tensors, name: str, rows: Tensor) -> Tensor:
+    """The rows with these numbers, in this order; few reads, and no more memory than a small multiple of the rows."""
+    if not len(rows):
+        return tensors.read(name, slice(0, 0))
+    low, high = int(rows.min()), int(rows.max()) + 1
+    if high - low <= 4 * len(rows):
+        return tensors.read(name, slice(low, high))[rows - low]
+    cuts = (rows.diff() != 1).nonzero().flatten().add(1).tolist()
+    runs = zip([0, *cuts], [*cuts, len(rows)], strict=True)
+    return torch.cat([tensors.read(name, slice(int(rows[a]), int(rows[b - 1]) + 1)) for a, b in runs])
+
+
+def _spread(vectors: Sequence[Tensor]) -> list[Tensor]:
+    """Vectors, one for each dim, shaped so that they broadcast against the tensor."""
+    return [v.reshape([-1 if d == i else 1 for d in range(len(vectors))]) for i, v in enumerate(vectors)]
+
+
+def _factors(places: Sequence[Places], which: Sequence[Tensor]) -> Tensor:
+    """The factor of each entry (or one for all): a product of one factor of each dim, rounded once to float64."""
+    products = [ONE]
+    for dim in places:
+        products = [x * y for x in products for y in dim.factors]
+    table = floats(products).reshape([len(dim.factors) for dim in places])
+    return table if len(products) == 1 else table[tuple(_spread(which))]
+
+
+def _old_entries(source: Tensors, name: str, index: Sequence[Tensor], but: int | None = None) -> Tensor:
+    """The source's entries at the product of these old indices (zeros or anything where there is none).
+
+    Dim `but` is left whole.
+    """
+    taken = index[0] >= 0
+    rows = read_rows(source, name, index[0][taken])
+    old = rows if bool(taken.all()) else rows.new_zeros((len(taken), *rows.shape[1:])).index_put_((taken,), rows)
+    for d, places in enumerate(index[1:], 1):
+        old = old if d == but else old.index_select(d, places.clamp(min=0))
+    return old
+
+
+def _means(source: Tensors, name: str, index: Sequence[Tensor], d: int) -> tuple[Tensor, Tensor]:
+    """The float64 mean of the old entries along dim d, and how far summing in another order may move it."""
+    if d:
+        old = _old_entries(source, name, index, but=d).double()
+        total, size = old.sum(d, keepdim=True), old.abs().sum(d, keepdim=True)
+    else:
+        total, size = torch.zeros((2, 1, *source.shape(name)[1:]), dtype=torch.float64)
+        for rows in pieces(source.shape(name)):
+            old = source.read(name, rows).double()
+            total += old.sum(0, keepdim=True)
+            size += old.abs().sum(0, keepdim=True)
+        for e, places in enumerate(index[1:], 1):
+            total, size = (x.index_select(e, places.clamp(min=0)) for x in (total, size))
+    n = source.shape(name)[d]
+    return total / n, size * 2.0**-53
+
+
+def _differ(a: Tensor, b: Tensor, *, bits: bool) -> Tensor:
+    """Where two tensors of one dtype differ: in any bit, or in value (where zeros of either sign are one)."""
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
+    other = a.contiguous().view(integer) != b.contiguous().view(integer)
+    return other if bits else other & (a != b)
+
+
+def _say(name: str, start: int, bad: Tensor, new: Tensor, wanted: Tensor | None, why: str) -> str:
+    """What is wrong at the first bad entry of a piece that starts at row `start`."""
+    at = bad.nonzero()[0].tolist()
+    place = [at[0] + start, *at[1:]]
+    required = why if wanted is None else f"{float(wanted[tuple(at)])!r}, {why}"
+    return f"{name}{place}: found {float(new[tuple(at)])!r}; required {required}"
+
+
+def check_new(target: Tensors, name: str, closed: bool) -> Found:
+    """A tensor of a new layer: all zero where it writes the residual stream, anything finite elsewhere."""
+    found, shape = Found(fidelity="new"), target.shape(name)
+    for rows in pieces(shape):
+        new = target.read(name, rows)
+        bad = (new != 0) if closed else ~new.isfinite()
+        if bool(bad.any()):
+            why = "zero, for a new layer is closed where it writes the stream" if closed else "a finite number"
+            found.wrong = _say(name, rows.start, bad, new, None, why)
+            return found
+    entries = torch.Size(shape).numel()
+    found.zero, found.free = (entries, 0) if closed else (0, entries)
+    return found
+
+
+def check_old(places: Sequence[Places], target: Tensors, name: str, source: Tensors, source_name: str) -> Found:
+    """A tensor that a source tensor is lifted to: its equations, its zero entries, its free entries.
+
+    Args:
+        places: one for each dim.
+        target, name: the grown tensor.
+        source, source_name: the tensor it comes from.
+    """
+    old, new = tuple(dim.old for dim in places), tuple(dim.new for dim in places)
+    found = Found(fidelity=_fidelity(places))
+    if (source.shape(source_name), target.shape(name)) != (old, new):
+        shapes = f"{list(source.shape(source_name))} -> {list(target.shape(name))}"
+        found.wrong = f"{name}: shape {shapes}; required {list(old)} -> {list(new)}"
+        return found
+    sums = any(dim.sums for dim in places)
+    for rows in pieces(new):
+        cut = [places[0].cut(rows), *places[1:]]
+        piece = target.read(name, rows)
+        reached = torch.ones(piece.shape, dtype=torch.bool)
+        if not all(dim.whole for dim in cut):
+            states = _spread([dim.state for dim in cut])
+            state = states[0].expand(piece.shape)
+            for other in states[1:]:
+                state = torch.maximum(state, other)
+            shut, free, reached = state == SHUT, state == OPEN, state == REACHED
+            found.zero += int(shut.sum())
+            found.free += int(free.sum())
+            for bad, why in ((shut & (piece != 0), "zero"), (free & ~piece.isfinite(), "a finite number")):
+                if bool(bad.any()):
+                    found.wrong = _say(name, rows.start, bad, piece, None, f"{why} in a new entry")
+                    return found
+        if not sums:
+            found.wrong = _check_piece(cut, piece, reached, name, rows.start, source, source_name)
+            if found.wrong:
+                return found
+    if sums:
+        found.wrong = _check_sums(places, target, name, source, source_name)
+    return found
+
+
+def _fidelity(places: Sequence[Places]) -> str:
+    """How the bits of old entries relate to the source's."""
+    if any(dim.sums or bool((dim.source == MEAN).any()) for dim in places):
+        return "rounded"
+    if all(dim.simple for dim in places):
+        return "identical"
+    # Only the factors that some index carries count.
+    used = [[dim.factors[k] for k in sorted(set(dim.factor[dim.source >= 0].tolist()))] for dim in places]
+    products = [ONE]
+    for factors in used:
+        products = [x * y for x in products for y in factors]
+    return "rounded" if any(f.exponent is None for f in products) else "scaled"
+
+
+def _check_piece(
+    cut: Sequence[Places], piece: Tensor, reached: Tensor, name: str, start: int, source: Tensors, source_name: str
+) -> str | None:
+    """Compare the reached entries of some rows with the source's; says what is wrong."""
+    index = [dim.source for dim in cut]
+    factor = _factors(cut, [dim.factor for dim in cut])
+    exact = reached
+    for d, dim in enumerate(cut):
+        lies = dim.source == MEAN
+        if bool(lies.any()):
+            mean, slack = (x * factor for x in _means(source, source_name, index, d))
+            lies = lies.reshape([-1 if e == d else 1 for e in range(len(cut))])
+            within = ((mean - slack).to(piece.dtype) <= piece) & (piece <= (mean + slack).to(piece.dtype))
+            bad = reached & lies & ~within
+            if bool(bad.any()):
+                return _say(name, start, bad, piece, mean.expand(piece.shape), f"the mean of {source_name}")
+            exact = exact & ~lies
+    old = _old_entries(source, source_name, index)
+    simple = all(dim.simple for dim in cut)
+    wanted = old.to(piece.dtype) if simple else (old.double() * factor).to(piece.dtype)
+    bad = exact & _differ(piece, wanted, bits=simple)
+    if not simple:
+        bad |= exact & ~piece.isfinite() & old.isfinite()  # a factor may take a number past the largest
+    if not bool(bad.any()):
+        return None
+    at = bad.nonzero()[0].tolist()
+    by = "" if simple else f" times {float(factor.expand(piece.shape)[tuple(at)])!r}"
+    origin = [int(i[k]) for i, k in zip(index, at, strict=True)]
+    return _say(name, start, bad, piece, wanted, f"{source_name}{origin}{by}")
+
+
+def _fold(x: Tensor, d: int, equation: Tensor, weight: Tensor, equations: int) -> Tensor:
+    """Sum the terms of each equation along dim d."""
+    terms = (equation >= 0).nonzero().flatten()
+    shape = [1] * x.dim()
+    shape[d] = len(terms)
+    part = x.index_select(d, terms) * weight[terms].reshape(shape)
+    out = x.new_zeros((*x.shape[:d], equations, *x.shape[d + 1 :]))
+    return out.index_add_(d, equation[terms], part)
+
+
+def half_ulp(x: Tensor) -> Tensor:
+    """By how much rounding once may have moved each entry (float64)."""
+    info = torch.finfo(x.dtype)
+    exponent = torch.frexp(x.double()).exponent.double()
+    return torch.exp2(exponent - 2).clamp(min=info.tiny) * info.eps
+
+
+def _check_sums(places: Sequence[Places], target: Tensors, name: str, source: Tensors, source_name: str) -> str | None:
+    """W' E = W where an old index has several terms: they add up, each of them rounded once."""
+    first = places[0]
+    source_of, factor_of = zip(*(dim.by_equation() for dim in places), strict=True)
+    order = torch.argsort(first.equation, stable=True)
+    order = order[first.equation[order] >= 0]
+    for rows in pieces((first.equations, *target.shape(name)[1:])):
+        mine = order[(first.equation[order] >= rows.start) & (first.equation[order] < rows.stop)]
+        piece = read_rows(target, name, mine)
+        total, slack = piece.double(), half_ulp(piece)
+        for d, dim in enumerate(places):
+            equation = dim.equation if d else first.equation[mine] - rows.start
+            weight, count = (dim.weight, dim.equations) if d else (first.weight[mine], rows.stop - rows.start)
+            slack = _fold(slack, d, equation, weight, count) + 2.0**-52 * _fold(total.abs(), d, equation, weight, count)
+            total = _fold(total, d, equation, weight, count)
+        index = [source_of[0][rows], *source_of[1:]]
+        factor = _factors(places, [factor_of[0][rows], *factor_of[1:]])
+        wanted = _old_entries(source, source_name, index).double() * factor
+        bad = ~((total - wanted).abs() <= slack)
+        if bool(bad.any()):
+            return _say(f"{name}: its copies of {source_name}", rows.start, bad, total, wanted, "their sum")
+    return None
+
+
+def pull_back(places: Sequence[Places], target: Tensors, name: str) -> Tensor:
+    """R W' (writers) and W' E (readers), in float64: what the source's tensor must have been."""
+    shape = target.shape(name)
+    out = torch.zeros([dim.old for dim in places], dtype=torch.float64)
+    for rows in pieces(shape):
+        piece = target.read(name, rows).double()
+        cut = [places[0].cut(rows), *places[1:]]
+        for d in reversed(range(len(cut))):
+            read = torch.where(cut[d].pull != 0, cut[d].source, NONE)
+            piece = _fold(piece, d, read, cut[d].pull, cut[d].old) if d else piece
+        read = cut[0].pull != 0
+        weight = cut[0].pull[read].reshape([-1] + [1] * (piece.dim() - 1))
+        out.index_add_(0, cut[0].source[read], piece[read] * weight)
+    return out
