@@ -1,0 +1,209 @@
+"""The commands' work: call the API, print the result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from growformer import api
+from growformer.algebra import Family, Ratio, Size, Times
+from growformer.checkpoint import read_config
+from growformer.checkpoint.folder import size_text, target_errors
+from growformer.checkpoint.stock import full_config
+from growformer.cli import show
+from growformer.cli.request import parse, places, require_reached, towards
+from growformer.errors import RequestError
+from growformer.families import FAMILIES
+from growformer.methods import METHODS
+from growformer.planning import Plan, TensorPlan
+from growformer.planning.sizes import growable, read_request
+from growformer.proof.claims import Proof
+
+
+def _asked(
+    src: Path, words: Sequence[str], to: Path | None, layers_at: Sequence[int] | None, method: str
+) -> dict[str, Any]:
+    """The request, its keys checked: they are about to become keywords."""
+    request: dict[str, Any] = dict(parse(words))
+    raw = read_config(src)
+    family = api.family_of(raw)
+    if to is None:
+        return dict(read_request(family, request))
+    wanted, follows = towards(full_config(raw)[0], to, growable(family))
+    both = [name for name in request if name in wanted]
+    if both:
+        raise RequestError(f"{both[0]} is asked for and is in {to} as well; say it once")
+    if not wanted and not request:
+        raise RequestError(f"{to}: every size is the source's own, so nothing is asked")
+    asked: dict[str, Any] = dict(read_request(family, {**wanted, **request}))
+    if follows:
+        made = api.plan(src, method=method, layers_at=layers_at, **asked)
+        require_reached(to, follows, full_config(made.target_config)[0])
+    return asked
+
+
+def run_plan(
+    src: Path,
+    words: Sequence[str],
+    to: Path | None,
+    layers_at: str | None,
+    method: str,
+    seed: int,
+    save: Path | None,
+    json: bool,
+) -> None:
+    """`growformer plan`."""
+    at = places(layers_at)
+    made = api.plan(src, method=method, seed=seed, layers_at=at, **_asked(src, words, to, at, method))
+    if save is not None:
+        with target_errors(save), save.open("x", encoding="utf-8") as file:
+            file.write(made.dumps() + "\n")
+    if json:
+        show.as_json(made.to_json())
+        return
+    print_plan(made)
+
+
+def print_plan(made: Plan) -> None:
+    """The plan for people."""
+    old, new = made.parameters
+    show.say(f"{made.family}, method {made.method}: {show.number(old)} -> {show.number(new)} parameters")
+    show.table(("tensors", "how many", "shape", "grown", "fidelity", "factor"), _rows(made))
+    rows = [
+        (key, str(made.source_config.get(key, "-")), str(made.target_config[key]))
+        for key in made.target_config
+        if made.source_config.get(key) != made.target_config[key]
+    ]
+    show.say("")
+    show.table(("config.json", "was", "becomes"), rows)
+    show.say("")
+    for title, lines in (("Moves along", made.moved), ("Note", made.notes), ("Dead", made.dead)):
+        for line in lines:
+            show.say(f"{title}: {line}")
+    count = made.fidelity
+    show.say(
+        f"Fidelity: {count['identical']} tensors identical, {count['scaled']} scaled by powers of two (bits exact), "
+        f"{count['rounded']} rounded once, {count['new']} new."
+    )
+    if count["rounded"]:
+        show.say("Rounded tensors are exact with --dtype float64, and at ratios of 4 (whose square roots are whole).")
+
+
+def _rows(made: Plan) -> list[tuple[str, ...]]:
+    groups: dict[tuple[str, bool], list[TensorPlan]] = {}
+    for tensor in made.tensors:
+        groups.setdefault((tensor.pattern, tensor.source is None), []).append(tensor)
+    rows: list[tuple[str, ...]] = []
+    for (pattern, is_new), tensors in groups.items():
+        first = tensors[0]
+        shape = "-" if is_new else _shape(first.source_shape)
+        factors = ", ".join(str(factor) for factor in first.factors) if not is_new else ""
+        closed = is_new and not first.free
+        kind = "new, zero" if closed else first.fidelity
+        rows.append((pattern, str(len(tensors)), shape, _shape(first.shape), kind, factors))
+    return rows
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def run_expand(
+    src: Path, out: Path, words: Sequence[str], to: Path | None, layers_at: str | None, json: bool, **options: Any
+) -> None:
+    """`growformer expand`."""
+    at = places(layers_at)
+    request = _asked(src, words, to, at, options["method"])
+    with show.progress(json) as tell:
+        grown = api.expand_checkpoint(src, out, layers_at=at, progress=tell, **options, **request)
+    if json:
+        show.as_json({"out": str(out), "fidelity": grown.plan.fidelity, **grown.proof.to_json()})
+    else:
+        old, new = grown.plan.parameters
+        size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+        show.say(f"{out}: {show.number(old)} -> {show.number(new)} parameters, {size_text(size)}")
+        for line in (*grown.plan.moved, *grown.plan.notes, *grown.plan.dead):
+            show.say(f"note: {line}")
+        print_proof(grown.proof)
+    _leave(grown.proof)
+
+
+def print_proof(proof: Proof) -> None:
+    """The proof for people: the table, then what failed or was left out."""
+    show.table(("claim", "found", "allowed", "verdict"), proof.rows())
+    for claim in proof.claims:
+        if claim.passed is not True and claim.detail:
+            show.say(f"{claim.name}: {claim.detail}")
+
+
+def _leave(proof: Proof) -> None:
+    if proof.exit_code:
+        raise typer.Exit(proof.exit_code)
+
+
+def run_verify(src: Path, out: Path, level: str, prompt: str | None, tokens: int, json: bool) -> None:
+    """`growformer verify`."""
+    with show.progress(json) as tell:
+        proof = api.verify(src, out, level=level, progress=tell)
+    said = _continuations(src, out, prompt, tokens) if prompt is not None else {}
+    if json:
+        show.as_json(proof.to_json() | ({"greedy": said} if said else {}))
+    else:
+        print_proof(proof)
+        if said:
+            show.say(f"greedy: {said['same']} of {said['tokens']} tokens the same (reported, not judged)")
+            show.say(str(said["text"]))
+    _leave(proof)
+
+
+def _continuations(src: Path, out: Path, prompt: str, tokens: int) -> Mapping[str, Any]:
+    from transformers import AutoTokenizer
+
+    from growformer.proof.functional import greedy
+
+    tokenizer = AutoTokenizer.from_pretrained(out, local_files_only=True)
+    asked = list(tokenizer(prompt)["input_ids"])
+    a, b = greedy(src, asked, tokens), greedy(out, asked, tokens)
+    same = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return {"same": same, "tokens": len(a), "text": tokenizer.decode(asked + b, skip_special_tokens=True)}
+
+
+def _size_text(size: Size) -> str:
+    if isinstance(size, Ratio):
+        return f"{size.over} / {size.by}"
+    if isinstance(size, Times):
+        return f"{size.times} {size.field}"
+    return size.name if size.default is None else f"{size.name} (default {_size_text(size.default)})"
+
+
+def run_families(name: str | None, json: bool) -> None:
+    """`growformer families`."""
+    if name is None:
+        rows = [(f.name, ", ".join(f.model_types), ", ".join(growable(f))) for f in FAMILIES.values()]
+        if json:
+            show.as_json([{"name": n, "model_types": t.split(", "), "grows": g.split(", ")} for n, t, g in rows])
+        else:
+            show.table(("family", "model_type", "grows by"), rows)
+        return
+    if name not in FAMILIES:
+        raise RequestError(f"family {name!r} is unknown; there are {', '.join(FAMILIES)}")
+    family: Family = FAMILIES[name]
+    if json:
+        axes = {axis: _size_text(size) for axis, size in family.axes.items()}
+        show.as_json({"name": family.name, "axes": axes, "tensors": dict(family.tensors)})
+        return
+    show.table(("axis", "config.json"), [(axis, _size_text(size)) for axis, size in family.axes.items()])
+    rows2 = [(n, p, family.optional.get(n, "")) for n, p in family.tensors.items()]
+    show.table(("tensor", "pattern", "where config.json says"), rows2, title=f"{family.name}: tensors")
+
+
+def run_methods(json: bool) -> None:
+    """`growformer methods`."""
+    rows = [(m.name, m.source, "yes" if m.preserving else "no") for m in METHODS.values()]
+    if json:
+        show.as_json([{"name": n, "source": s, "preserving": p == "yes"} for n, s, p in rows])
+    else:
+        show.table(("method", "source", "same function"), rows)

@@ -1,0 +1,135 @@
+"""The command line. Torch and transformers are imported inside commands, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from growformer.cli.demo import demo
+from growformer.errors import GrowformerError, RequestError
+
+app = typer.Typer(
+    name="growformer",
+    help="Grow a Transformer without changing what it computes; then keep training it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Source = Annotated[Path, typer.Argument(metavar="SRC", help="A Hugging Face model folder.")]
+Words = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="New sizes, by the names of config.json.")
+]
+To = Annotated[Path | None, typer.Option("--to", help="Take the new sizes from this config.json.")]
+LayersAt = Annotated[
+    str | None, typer.Option("--layers-at", help="Places of the new layers in the grown model, such as 1,3,5.")
+]
+MethodName = Annotated[str, typer.Option("--method", help="How new entries start; see `growformer methods`.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of the draws for new entries.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+@app.command()
+def plan(
+    src: Source,
+    request: Words = None,
+    to: To = None,
+    layers_at: LayersAt = None,
+    method: MethodName = "paper",
+    seed: Seed = 0,
+    save: Annotated[Path | None, typer.Option("--save", help="Write the plan to this JSON file.")] = None,
+    json: Json = False,
+) -> None:
+    """Show what a growth would do: tensors, sizes, fidelity, what else must change. Writes nothing."""
+    from growformer.cli.commands import run_plan
+
+    run_plan(src, request or [], to, layers_at, method, seed, save, json)
+
+
+@app.command()
+def expand(
+    src: Source,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make; it must not exist.")],
+    request: Words = None,
+    to: To = None,
+    layers_at: LayersAt = None,
+    method: MethodName = "paper",
+    seed: Seed = 0,
+    dtype: Annotated[str | None, typer.Option(help="Storage dtype of the result; the source's if left out.")] = None,
+    max_shard_size: Annotated[str, typer.Option(help="Bytes of one file, such as 5GB.")] = "50GB",
+    prove: Annotated[
+        str, typer.Option(help="structure, full, or auto: full where both models fit in memory.")
+    ] = "auto",
+    allow_dead: Annotated[bool, typer.Option("--allow-dead", help="Go on where new entries can never learn.")] = False,
+    json: Json = False,
+) -> None:
+    """Grow SRC into the new folder OUT, and prove that it computes the same function."""
+    from growformer.cli.commands import run_expand
+
+    run_expand(
+        src, out, request or [], to, layers_at, json,
+        method=method, seed=seed, dtype=dtype, max_shard_size=max_shard_size, prove_level=prove, allow_dead=allow_dead,
+    )  # fmt: skip
+
+
+@app.command()
+def verify(
+    src: Source,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The grown folder.")],
+    prove: Annotated[
+        str, typer.Option(help="structure, full, or auto: full where both models fit in memory.")
+    ] = "full",
+    prompt: Annotated[str | None, typer.Option(help="Also compare the greedy continuations of this text.")] = None,
+    tokens: Annotated[int, typer.Option(help="How many tokens of continuation.")] = 200,
+    json: Json = False,
+) -> None:
+    """Prove from the two folders, believing nothing in the receipt, that OUT computes what SRC computes."""
+    from growformer.cli.commands import run_verify
+
+    run_verify(src, out, prove, prompt, tokens, json)
+
+
+@app.command()
+def families(
+    name: Annotated[str | None, typer.Argument(help="One family, tensor by tensor.")] = None, json: Json = False
+) -> None:
+    """List the model families, or one family's axes and tensors."""
+    from growformer.cli.commands import run_families
+
+    run_families(name, json)
+
+
+@app.command()
+def methods(json: Json = False) -> None:
+    """List the ways of growing."""
+    from growformer.cli.commands import run_methods
+
+    run_methods(json)
+
+
+app.command()(demo)
+
+
+def run() -> None:
+    """Entry point: errors are one message and an exit code (0 holds, 1 changed, 2 bad request, 3 not checked)."""
+    from growformer.cli import show
+
+    # What transformers warns of while it loads is checked here, and said in one message. Read when it is imported.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        app(prog_name="growformer")
+    except GrowformerError as error:
+        show.error(str(error))
+        sys.exit(error.exit_code)
+    except OSError as error:
+        show.error(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        sys.exit(GrowformerError.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+__all__ = ["RequestError", "app", "run"]
