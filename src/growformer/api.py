@@ -237,7 +237,7 @@ def expand_checkpoint(
         config = dict(made.target_config)
         if storage is not None:
             config |= {key: dtype for key in ("dtype", "torch_dtype") if key in config or key == "dtype"}
-        _require_stock(config, specs)
+        _require_stock(family_of(config), config, specs)
         with new_folder(out, total + (64 << 20)) as folder:
             applier = Applier(made, files.read, None if storage is None else torch_dtype(storage))
             done = 0
@@ -266,10 +266,12 @@ def expand_checkpoint(
     return Grown(out, made, proof)
 
 
-def _require_stock(config: Mapping[str, Any], specs: Sequence[TensorSpec]) -> None:
+def _require_stock(family: Family, config: Mapping[str, Any], specs: Sequence[TensorSpec]) -> None:
     """Refuse, before a byte is written, tensors that are not those of the stock model that the grown config means."""
-    stock = stock_tensors(config, "the grown config.json")
-    planned = {spec.name: spec.shape for spec in specs}
+    # A backbone's checkpoint may leave the prefix out and name the whole model's class all the same.
+    found = stock_tensors(config, "the grown config.json")
+    stock = {name.removeprefix(family.prefix): shape for name, shape in found.items()}
+    planned = {spec.name.removeprefix(family.prefix): spec.shape for spec in specs}
     odd = [name for name, shape in planned.items() if stock.get(name) != shape]
     tied = {name for name in stock if stock[name] in planned.values()} if config.get("tie_word_embeddings") else set()
     odd += [name for name in stock if name not in planned and name not in tied]

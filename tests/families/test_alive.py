@@ -50,6 +50,14 @@ def test_a_chain_is_alive_within_three_passes(kind: str, tmp_path: Path) -> None
     assert sum(dead_entries(build64(folder), masks, tokens, passes=1).values()) > 0
 
 
+def test_the_row_of_a_padding_token_learns_in_no_model(tmp_path: Path) -> None:
+    src = save(tmp_path / "src", "llama", pad_token_id=36)
+    proof = api.expand_checkpoint(src, tmp_path / "out", hidden_size=36, prove_level="full").proof
+    assert proof.exit_code == 0
+    assert proof.measured["alive"]["tokens"] == 36
+    assert proof.measured["alive"]["dead"] == {}
+
+
 @pytest.mark.parametrize("kind", ["qwen3", "qwen3-tied"])
 def test_head_dim_below_twice_is_exact_and_dead_and_needs_to_be_allowed(kind: str, tmp_path: Path) -> None:
     src = save(tmp_path / "src", kind)

@@ -208,7 +208,7 @@ def _model_class(config: transformers.PreTrainedConfig) -> Any:
         named = getattr(transformers, name, None)
         if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel):
             return named
-    return transformers.AutoModelForCausalLM
+    return transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
 
 
 def stock_model(

@@ -307,6 +307,9 @@ def _alive(case: Case, tokens: torch.Tensor, measured: dict[str, Any]) -> Claim:
     data = data[: max(2, TOKENS // positions)]
     new, idle = _trainable_new_entries(case)
     unseen = _unseen(vocab, data)
+    pad = case.source_full.get("pad_token_id")
+    if isinstance(pad, int) and -vocab <= pad < vocab:
+        unseen[pad] = True  # torch never gives the row of a padding token a gradient, in any model
     for name, mask in new.items():
         for dim, part in enumerate(case.pattern(name).dims):
             if part.atom is not None and part.atom.axis == "vocab" and part.atom.stand == "read":
@@ -320,7 +323,7 @@ def _alive(case: Case, tokens: torch.Tensor, measured: dict[str, Any]) -> Claim:
     if idle:
         found += f" ({idle:,} key biases aside, which softmax sees in no model)"
     if bool(unseen.any()):
-        found += f" (embeddings of {int((~unseen).sum()):,} tokens of {vocab:,})"
+        found += f" (embeddings: {int((~unseen).sum()):,} tokens of {vocab:,})"
     excused = {axis for axis, entry in case.plan.axes.items() if entry["dead"]}
     undeclared = [name for name in named if not case.pattern(name).axes() & excused]
     allowed = "all" if not excused else f"all but those the plan names dead ({', '.join(sorted(excused))})"
