@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from growformer import api
+from growformer.api import folders
 from growformer.errors import RequestError
 from growformer.families import FAMILIES
 from growformer.planning.sizes import MOST_CHANNELS, MOST_LAYERS, growable
@@ -267,7 +268,7 @@ def test_an_out_that_cannot_be(cli: Cli, out: str, says: str) -> None:
 
 @pytest.mark.parametrize("out", ["src/out", "gone/out"])
 def test_a_bad_out_is_told_before_the_work(cli: Cli, monkeypatch: pytest.MonkeyPatch, out: str) -> None:
-    monkeypatch.setattr(api, "plan", lambda *_, **__: pytest.fail("planned"))
+    monkeypatch.setattr(folders, "plan", lambda *_, **__: pytest.fail("planned"))
     cli.source()
     cli.refused("expand", cli.src, cli.root / out, "hidden_size=48", says="OUT")
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from growformer import api
 from growformer.algebra import replace
+from growformer.api import folders
 from growformer.families import FAMILIES
 
 from .harness import Cli, state
@@ -300,7 +300,7 @@ def test_a_file_that_cannot_be_copied(cli: Cli, monkeypatch: pytest.MonkeyPatch)
         raise PermissionError(13, "Permission denied", "src/LICENSE")
 
     cli.source()
-    monkeypatch.setattr(api, "copy_companions", fails)
+    monkeypatch.setattr(folders, "copy_companions", fails)
     cli.refused(*cli.of("expand", "hidden_size=48"), says="src/LICENSE: Permission denied")
 
 
@@ -312,6 +312,6 @@ def test_an_interrupt_leaves_nothing_and_is_no_verdict(cli: Cli, monkeypatch: py
 
     cli.source()
     before = state(cli.root)
-    monkeypatch.setattr(api, "copy_companions", stops)
+    monkeypatch.setattr(folders, "copy_companions", stops)
     said = cli(*cli.of("expand", "hidden_size=48"))
     assert said.code == 130 and "Traceback" not in said.err and state(cli.root) == before

@@ -1,4 +1,4 @@
-"""Every new entry learns, also after a chain of growths; what cannot is named by the plan and refused unless allowed."""
+"""Every new entry learns, after a chain of growths too; what cannot is named by the plan and refused by default."""
 
 from pathlib import Path
 

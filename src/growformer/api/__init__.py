@@ -1,0 +1,8 @@
+"""The pieces in order: plan, expand, verify."""
+
+from growformer.api.folders import Grown, Progress, expand_checkpoint
+from growformer.api.models import expand
+from growformer.api.planned import family_of, method_named, plan
+from growformer.api.verified import verify
+
+__all__ = ["Grown", "Progress", "expand", "expand_checkpoint", "family_of", "method_named", "plan", "verify"]

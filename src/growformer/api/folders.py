@@ -1,0 +1,195 @@
+"""expand_checkpoint: a folder in, a folder out, proved before it appears."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from growformer.algebra import Family
+from growformer.api.planned import family_of, plan
+from growformer.checkpoint import (
+    Receipt,
+    TensorFiles,
+    TensorSpec,
+    copy_companions,
+    new_folder,
+    parse_size,
+    sha256,
+    torch_dtype,
+    write_card,
+    write_config,
+    write_folder,
+)
+from growformer.checkpoint.folder import require_new
+from growformer.checkpoint.stock import full_config, stock_tensors
+from growformer.errors import RequestError, SourceError
+from growformer.planning import Applier, Plan
+from growformer.proof.claims import Proof
+from growformer.proof.prove import LEVELS, Case, prove
+
+Progress = Callable[[str, int, int], None]
+"""Told what is being done, how much is done and how much there is to do (bytes while writing, else 0 and 0)."""
+
+
+@dataclass(frozen=True)
+class Grown:
+    """What `expand_checkpoint` did.
+
+    Attributes:
+        out: the new folder.
+        plan: the plan that was run.
+        proof: what was checked.
+    """
+
+    out: Path
+    plan: Plan
+    proof: Proof
+
+
+def expand_checkpoint(
+    src: str | Path,
+    out: str | Path,
+    *expansions: Any,
+    method: str = "paper",
+    seed: int = 0,
+    dtype: str | None = None,
+    max_shard_size: int | str = "50GB",
+    layers_at: Sequence[int] | None = None,
+    prove_level: str = "auto",
+    allow_dead: bool = False,
+    progress: Progress = lambda what, done, total: None,
+    **request: Any,
+) -> Grown:
+    """Grow a Hugging Face folder into another that stock `from_pretrained` loads, and prove it.
+
+    The new folder appears whole, proved, or not at all.
+
+    Args:
+        src: the source's folder.
+        out: the folder to make; it must not exist.
+        expansions: see `plan`.
+        method: see `plan`.
+        seed: see `plan`.
+        dtype: storage dtype of the result (float32, float64, bfloat16, float16); None keeps the source's.
+        max_shard_size: bytes of one file, such as "5GB".
+        layers_at: see `plan`.
+        prove_level: "structure", "full", or "auto": full where both models fit in memory.
+        allow_dead: go on where the plan names entries that can never learn.
+        progress: told what is being done.
+        request: see `plan`.
+
+    Raises:
+        RequestError: as `plan`, or the plan names dead entries.
+        TargetError: OUT exists, or the disk cannot hold it.
+        ChangedError: a claim failed; nothing is left behind.
+    """
+    src, out = Path(src), Path(out)
+    if prove_level not in LEVELS:
+        raise RequestError(f"prove={prove_level!r} is unknown; there are {', '.join(LEVELS)}")
+    storage, shard = _storage(dtype), parse_size(max_shard_size)
+    require_new(out, src)
+    made = plan(src, *expansions, method=method, seed=seed, layers_at=layers_at, **request)
+    if made.dead and not allow_dead:
+        raise RequestError(f"{made.dead[0]}; --allow-dead goes on all the same")
+    with TensorFiles.open(src) as files:
+        specs = [TensorSpec(t.name, _stored_as(files, t.source or t.fill.like, storage), t.shape) for t in made.tensors]
+        total = sum(spec.nbytes for spec in specs)
+        config = dict(made.target_config)
+        if storage is not None:
+            config |= {key: dtype for key in ("dtype", "torch_dtype") if key in config or key == "dtype"}
+        _require_stock(family_of(config), config, specs)
+        with new_folder(out, total + (64 << 20)) as folder:
+            applier = Applier(made, files.read, None if storage is None else torch_dtype(storage))
+            done = 0
+
+            def wrote(count: int) -> None:
+                nonlocal done
+                done += count
+                progress("write", done, total)
+
+            write_folder(folder, specs, lambda spec: applier.rows(made.by_name[spec.name]), shard, wrote)
+            _require_finite(src, applier.stds)
+            write_config(folder, config)
+            copy_companions(src, folder)
+            case = Case(family_of(config), made, src, folder, full_config(made.source_config)[0], config)
+            proof = prove(case, prove_level, lambda what: progress(what, 0, 0))
+            proof.raise_if_changed()
+            card = src / "README.md"
+            write_card(
+                folder,
+                card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None,
+                str(src.absolute()),  # a relative path of two parts would pass for a name on the Hub
+                {"request": made.request, "proof": proof.markdown(), "method": made.method, "seed": seed}
+                | {"dtype": dtype, "growformer": _version("growformer"), "dead": made.dead},
+            )
+            _receipt(src, folder, files, made, proof, dtype, applier.stds).write(folder)
+    return Grown(out, made, proof)
+
+
+def _require_stock(family: Family, config: Mapping[str, Any], specs: Sequence[TensorSpec]) -> None:
+    """Refuse, before a byte is written, tensors that are not those of the stock model that the grown config means."""
+    # A backbone's checkpoint may leave the prefix out and name the whole model's class all the same.
+    found = stock_tensors(config, "the grown config.json")
+    stock = {name.removeprefix(family.prefix): shape for name, shape in found.items()}
+    planned = {spec.name.removeprefix(family.prefix): spec.shape for spec in specs}
+    odd = [name for name, shape in planned.items() if stock.get(name) != shape]
+    tied = {name for name in stock if stock[name] in planned.values()} if config.get("tie_word_embeddings") else set()
+    odd += [name for name in stock if name not in planned and name not in tied]
+    if odd:
+        raise SourceError(
+            f"tensor {odd[0]!r} is {list(planned.get(odd[0], ())) or 'missing'} in the plan and "
+            f"{list(stock.get(odd[0], ())) or 'missing'} in the stock model of the grown config.json"
+        )
+
+
+def _require_finite(src: Path, figures: Mapping[str, float]) -> None:
+    odd = [name for name, figure in figures.items() if not math.isfinite(figure)]
+    if odd:
+        raise SourceError(f"{src}: tensor {odd[0]!r} holds infinite numbers or NaN: it has no function to keep")
+
+
+def _storage(dtype: str | None) -> str | None:
+    names = {"float32": "F32", "float64": "F64", "bfloat16": "BF16", "float16": "F16"}
+    if dtype is not None and dtype not in names:
+        raise RequestError(f"dtype={dtype!r} is unknown; there are {', '.join(names)}")
+    return None if dtype is None else names[dtype]
+
+
+def _stored_as(files: TensorFiles, source: str | None, storage: str | None) -> str:
+    return storage or files[source or ""].dtype
+
+
+def _version(package: str) -> str:
+    return importlib.metadata.version(package)
+
+
+def _receipt(
+    src: Path, out: Path, files: TensorFiles, made: Plan, proof: Proof, dtype: str | None, stds: Mapping[str, float]
+) -> Receipt:
+    packages = ("torch", "transformers", "safetensors", "numpy")
+    read = [src / "config.json", *files.files]
+    written = sorted(path for path in out.rglob("*") if path.is_file())
+    return Receipt(
+        growformer=_version("growformer"),
+        versions={"python": platform.python_version()} | {name: _version(name) for name in packages},
+        family=made.family,
+        method=made.method,
+        seed=made.seed,
+        dtype=dtype,
+        request=dict(made.request),
+        moved=list(made.moved),
+        source={"path": str(src), "files": {path.name: sha256(path) for path in read}},
+        target={"files": {str(path.relative_to(out)): sha256(path) for path in written}},
+        axes=dict(made.axes),
+        layers=list(made.layers),
+        plan=made.to_json(),
+        fidelity=made.fidelity,
+        dead=list(made.dead),
+        stds=dict(stds),
+        measured=proof.to_json(),
+    )

@@ -1,0 +1,45 @@
+"""expand: a model in memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from growformer.api.planned import on_disk, plan
+from growformer.errors import RequestError, SourceError
+from growformer.planning import apply
+
+if TYPE_CHECKING:
+    import transformers
+
+
+def expand(model: transformers.PreTrainedModel, *expansions: Any, **request: Any) -> transformers.PreTrainedModel:
+    """A larger model that computes the same function, in memory; the source is left as it is.
+
+    Args:
+        model: a stock Hugging Face model.
+        expansions: see `plan`.
+        request: see `plan`.
+
+    Returns:
+        A new stock model of the same class, in the same dtype, on the same device and in the same mode.
+
+    Raises:
+        RequestError: as `plan`.
+    """
+    made = plan(model, *expansions, **request)
+    if made.dead:
+        raise RequestError(f"{made.dead[0]} (a checkpoint can be grown so with expand_checkpoint(allow_dead=True))")
+    state = apply(made, {name: x.detach().cpu() for name, x in on_disk(model).items()})
+    grown, report = type(model).from_pretrained(
+        None,
+        config=type(model.config).from_dict(dict(made.target_config)),
+        state_dict=state,
+        dtype=model.dtype,
+        attn_implementation=model.config._attn_implementation,
+        output_loading_info=True,
+    )
+    wrong = [name for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in report[kind]]
+    if wrong:
+        raise SourceError(f"the grown tensors do not fit {type(model).__name__}: {', '.join(map(str, wrong[:4]))}")
+    grown.growformer_plan = made
+    return grown.to(model.device).train(model.training)

@@ -1,0 +1,113 @@
+"""plan: what a growth would do, from a folder or a model in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from growformer.algebra import Family, Field, Method
+from growformer.checkpoint import TensorFiles, read_config, require_growable
+from growformer.checkpoint.stock import full_config
+from growformer.errors import RequestError
+from growformer.families import FAMILIES
+from growformer.methods import METHODS
+from growformer.planning import Plan, make_plan
+from growformer.planning.expansions import compose
+
+if TYPE_CHECKING:
+    import torch
+    import transformers
+
+
+def family_of(config: Mapping[str, Any]) -> Family:
+    """The family that serves a config.
+
+    Raises:
+        RequestError: none does; the message lists those there are.
+    """
+    kind = config.get("model_type")
+    for family in FAMILIES.values():
+        if kind in family.model_types:
+            named = config.get("architectures") or []
+            served = ", ".join(family.architectures)
+            if not isinstance(named, list):
+                raise RequestError(f"config.json: architectures is {named!r}, not a list; {family.name} has {served}")
+            odd = [a for a in named if a not in family.architectures]
+            if odd:
+                raise RequestError(f"config.json: architecture {odd[0]} is not served; {family.name} has {served}")
+            return family
+    raise RequestError(f"config.json: model_type {kind!r} is no family here; there are {', '.join(FAMILIES)}")
+
+
+def method_named(name: str) -> Method:
+    """The method of that name.
+
+    Raises:
+        RequestError: there is none; the message lists those there are.
+    """
+    if name not in METHODS:
+        raise RequestError(f"method {name!r} is unknown; there are {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def plan(
+    source: str | Path | transformers.PreTrainedModel,
+    *expansions: Any,
+    method: str = "paper",
+    seed: int = 0,
+    layers_at: Sequence[int] | None = None,
+    **request: Any,
+) -> Plan:
+    """What a growth would do, from shapes alone; nothing is written.
+
+    Args:
+        source: a Hugging Face folder, or a model in memory.
+        expansions: `MLPExpansion(4096)` and its kin, beside or instead of the request.
+        method: a name from `growformer methods`.
+        seed: of the draws for new entries.
+        layers_at: places of the new layers in the grown model, counted from 0; None spreads them evenly.
+        request: new sizes by the names of config.json: `hidden_size=1024`.
+
+    Raises:
+        RequestError: the request has no exact answer; the message names the nearest that works.
+        SourceError: the folder cannot be read.
+    """
+    if isinstance(source, (str, Path)):
+        folder = Path(source)
+        raw = read_config(folder)
+        with TensorFiles.open(folder) as files:
+            for name in files:
+                require_growable(files[name])
+            shapes = {name: files[name].shape for name in files}
+    else:
+        raw = source.config.to_dict()
+        raw["architectures"] = [type(source).__name__]
+        shapes = {name: tuple(x.shape) for name, x in on_disk(source).items()}
+    family = family_of(raw)
+    full, defaults = full_config(raw)
+    asked, placed = dict(request), layers_at
+    if expansions:
+        steps = compose(*expansions)
+        asked |= steps.fields(family, {**full, **request})
+        placed = steps.layers_at(int(full[_layers_field(family)])) if layers_at is None else layers_at
+    made = make_plan(family, method_named(method), raw, full, defaults, shapes, asked, seed=seed, layers_at=placed)
+    full_config(made.target_config, "the grown config.json")
+    return made
+
+
+def _layers_field(family: Family) -> str:
+    size = family.axes[family.layer]
+    assert isinstance(size, Field)
+    return size.name
+
+
+def on_disk(model: transformers.PreTrainedModel) -> dict[str, torch.Tensor]:
+    """A model's tensors as its checkpoint would hold them: a shared tensor once, under its first name."""
+    seen: set[int] = set()
+    out = {}
+    for name, tensor in model.state_dict().items():
+        if tensor.data_ptr() not in seen or tensor.numel() == 0:
+            out[name] = tensor
+        seen.add(tensor.data_ptr())
+    return out
