@@ -92,7 +92,7 @@ WEIGHTS: dict[str, tuple[Damage, str]] = {
     "index that climbs": (shards(lambda _, i: i["weight_map"].update({NORM: "../x.safetensors"})),
                           "'../x.safetensors' does not name a file inside this folder"),
     "index without a map": (shards(lambda _, i: i.pop("weight_map")), "index.json: has no weight_map"),
-    "index without a tensor": (shards(lambda _, i: i["weight_map"].pop(NORM)), f"does not place in it: {NORM}"),
+    "index without a tensor": (shards(lambda _, i: i["weight_map"].pop(NORM)), f"does not place in it: '{NORM}'"),
     "no tensors": (tensors(lambda x: x.clear()), "tensor 'model.embed_tokens.weight' is missing from the checkpoint"),
     "missing tensor": (tensors(lambda x: x.pop(NORM)), "tensor 'model.norm.weight' is missing from the checkpoint"),
     "missing layer": (tensors(lambda x: [x.pop(k) for k in list(x) if ".2." in k]), r"layers.2\.\S+ is missing"),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
@@ -44,18 +47,32 @@ class Fill:
         return cls(data["kind"], data.get("like"), data.get("std"), Factor.parse(data.get("factor", "1")))
 
 
+@lru_cache(maxsize=1)
+def quantiles() -> NDArray[np.float32]:
+    """The 2^16 values that a draw takes, each as likely as any other: the midpoint quantiles of the standard normal.
+
+    Scaled to a variance of exactly one; the largest is 4.3. Looking one up costs a sixth of a normal draw, and the raw
+    bits of a counter generator are the same in every version of numpy, which its normal draws need not be.
+    """
+    normal = NormalDist()
+    upper = np.array([normal.inv_cdf((2**15 + i + 0.5) / 2**16) for i in range(2**15)])
+    table = np.concatenate([-upper[::-1], upper])
+    return (table / math.sqrt(math.fsum(table * table) / len(table))).astype(np.float32)
+
+
 def draw(seed: int, name: str, shape: tuple[int, ...], start: int, stop: int) -> NDArray[np.float32]:
-    """Standard normal draws for the flat entries [start, stop) of a target tensor.
+    """Standard normal draws (see `quantiles`) for the flat entries [start, stop) of a target tensor.
 
     They depend on the seed, the tensor's name on disk, its target shape and the place of the entry, and on nothing
     else: not on threads, shards, or the order of work.
     """
     label = f"{seed}\0{name}\0{','.join(map(str, shape))}".encode()
-    key = np.frombuffer(hashlib.sha256(label).digest()[:16], dtype=np.uint64)
+    key = np.frombuffer(hashlib.sha256(label).digest()[:16], dtype="<u8").astype(np.uint64)
     out = np.empty(stop - start // PIECE * PIECE, dtype=np.float32)
     for at in range(0, len(out), PIECE):
         # Word 3 of the counter numbers the piece; what is drawn of a piece is always a beginning of it.
         counter = np.array([0, 0, 0, start // PIECE + at // PIECE], dtype=np.uint64)
-        generator = np.random.Generator(np.random.Philox(key=key, counter=counter))
-        generator.standard_normal(dtype=np.float32, out=out[at : at + PIECE])
+        here = out[at : at + PIECE]
+        raw = np.random.Philox(key=key, counter=counter).random_raw(-(-len(here) // 4))
+        quantiles().take(raw.astype("<u8", copy=False).view("<u2")[: len(here)], mode="wrap", out=here)
     return out[start % PIECE :]

@@ -6,12 +6,14 @@ import importlib.metadata
 import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from growformer.algebra import Family
 from growformer.api.planned import family_of, plan
+from growformer.api.streaming import stream, threads_of
 from growformer.checkpoint import (
     Receipt,
     TensorFiles,
@@ -20,15 +22,14 @@ from growformer.checkpoint import (
     new_folder,
     parse_size,
     sha256,
-    torch_dtype,
     write_card,
     write_config,
-    write_folder,
 )
 from growformer.checkpoint.folder import require_new
+from growformer.checkpoint.hub import located
 from growformer.checkpoint.stock import full_config, stock_tensors
 from growformer.errors import RequestError, SourceError
-from growformer.planning import Applier, Plan
+from growformer.planning import Plan
 from growformer.proof.claims import Proof
 from growformer.proof.prove import LEVELS, Case, prove
 
@@ -59,6 +60,9 @@ def expand_checkpoint(
     seed: int = 0,
     dtype: str | None = None,
     max_shard_size: int | str = "50GB",
+    memory: int | str = "1GiB",
+    threads: int | None = None,
+    resume: bool = False,
     layers_at: Sequence[int] | None = None,
     prove_level: str = "auto",
     allow_dead: bool = False,
@@ -70,13 +74,16 @@ def expand_checkpoint(
     The new folder appears whole, proved, or not at all.
 
     Args:
-        src: the source's folder.
+        src: the source's folder, or its Hub id.
         out: the folder to make; it must not exist.
         expansions: see `plan`.
         method: see `plan`.
         seed: see `plan`.
         dtype: storage dtype of the result (float32, float64, bfloat16, float16); None keeps the source's.
         max_shard_size: bytes of one file, such as "5GB".
+        memory: bytes that the blocks in the making may take together, beside the interpreter itself.
+        threads: how many work at once; None: one for each core.
+        resume: go on with a run that was killed; the result has the same bits as an unbroken one.
         layers_at: see `plan`.
         prove_level: "structure", "full", or "auto": full where both models fit in memory.
         allow_dead: go on where the plan names entries that can never learn.
@@ -88,10 +95,11 @@ def expand_checkpoint(
         TargetError: OUT exists, or the disk cannot hold it.
         ChangedError: a claim failed; nothing is left behind.
     """
-    src, out = Path(src), Path(out)
+    src, out = located(src), Path(out)
     if prove_level not in LEVELS:
         raise RequestError(f"prove={prove_level!r} is unknown; there are {', '.join(LEVELS)}")
-    storage, shard = _storage(dtype), parse_size(max_shard_size)
+    storage, shard, room = _storage(dtype), parse_size(max_shard_size), parse_size(memory)
+    workers = threads_of(threads)
     require_new(out, src)
     made = plan(src, *expansions, method=method, seed=seed, layers_at=layers_at, **request)
     if made.dead and not allow_dead:
@@ -103,8 +111,7 @@ def expand_checkpoint(
         if storage is not None:
             config |= {key: dtype for key in ("dtype", "torch_dtype") if key in config or key == "dtype"}
         _require_stock(family_of(config), config, specs)
-        with new_folder(out, total + (64 << 20)) as folder:
-            applier = Applier(made, files.read, None if storage is None else torch_dtype(storage))
+        with new_folder(out, total + (64 << 20), resume=resume) as folder:
             done = 0
 
             def wrote(count: int) -> None:
@@ -112,13 +119,21 @@ def expand_checkpoint(
                 done += count
                 progress("write", done, total)
 
-            write_folder(folder, specs, lambda spec: applier.rows(made.by_name[spec.name]), shard, wrote)
-            _require_finite(src, applier.stds)
+            stds = stream(
+                made, files, folder, specs, max_shard_bytes=shard, memory=room, threads=workers, progress=wrote
+            )
+            _require_finite(src, stds)
             write_config(folder, config)
             copy_companions(src, folder)
+            hashing = ThreadPoolExecutor(1)  # beside the proof, which leaves a core free
+            hashes = {path: hashing.submit(sha256, path) for path in [*files.files, *folder.glob("*.safetensors")]}
             case = Case(family_of(config), made, src, folder, full_config(made.source_config)[0], config)
-            proof = prove(case, prove_level, lambda what: progress(what, 0, 0))
-            proof.raise_if_changed()
+            try:
+                proof = prove(case, prove_level, lambda what: progress(what, 0, 0))
+                proof.raise_if_changed()
+                known = {path: future.result() for path, future in hashes.items()}
+            finally:
+                hashing.shutdown(cancel_futures=True)
             card = src / "README.md"
             write_card(
                 folder,
@@ -127,7 +142,7 @@ def expand_checkpoint(
                 {"request": made.request, "proof": proof.markdown(), "method": made.method, "seed": seed}
                 | {"dtype": dtype, "growformer": _version("growformer"), "dead": made.dead},
             )
-            _receipt(src, folder, files, made, proof, dtype, applier.stds).write(folder)
+            _receipt(src, folder, files, made, proof, dtype, stds, known).write(folder)
     return Grown(out, made, proof)
 
 
@@ -169,7 +184,14 @@ def _version(package: str) -> str:
 
 
 def _receipt(
-    src: Path, out: Path, files: TensorFiles, made: Plan, proof: Proof, dtype: str | None, stds: Mapping[str, float]
+    src: Path,
+    out: Path,
+    files: TensorFiles,
+    made: Plan,
+    proof: Proof,
+    dtype: str | None,
+    stds: Mapping[str, float],
+    known: Mapping[Path, str],
 ) -> Receipt:
     packages = ("torch", "transformers", "safetensors", "numpy")
     read = [src / "config.json", *files.files]
@@ -183,8 +205,8 @@ def _receipt(
         dtype=dtype,
         request=dict(made.request),
         moved=list(made.moved),
-        source={"path": str(src), "files": {path.name: sha256(path) for path in read}},
-        target={"files": {str(path.relative_to(out)): sha256(path) for path in written}},
+        source={"path": str(src), "files": {path.name: known.get(path) or sha256(path) for path in read}},
+        target={"files": {str(path.relative_to(out)): known.get(path) or sha256(path) for path in written}},
         axes=dict(made.axes),
         layers=list(made.layers),
         plan=made.to_json(),

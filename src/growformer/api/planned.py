@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from growformer.algebra import Family, Field, Method
 from growformer.checkpoint import TensorFiles, read_config, require_growable
+from growformer.checkpoint.hub import located
 from growformer.checkpoint.stock import full_config
 from growformer.errors import RequestError
 from growformer.families import FAMILIES
@@ -62,7 +63,7 @@ def plan(
     """What a growth would do, from shapes alone; nothing is written.
 
     Args:
-        source: a Hugging Face folder, or a model in memory.
+        source: a Hugging Face folder, a Hub id, or a model in memory.
         expansions: `MLPExpansion(4096)` and its kin, beside or instead of the request.
         method: a name from `growformer methods`.
         seed: of the draws for new entries.
@@ -74,7 +75,7 @@ def plan(
         SourceError: the folder cannot be read.
     """
     if isinstance(source, (str, Path)):
-        folder = Path(source)
+        folder = located(source)
         raw = read_config(folder)
         with TensorFiles.open(folder) as files:
             for name in files:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from growformer.api.folders import Progress
 from growformer.api.planned import family_of
-from growformer.checkpoint import Receipt, read_config
+from growformer.checkpoint import Receipt, parse_size, read_config
+from growformer.checkpoint.hub import located
 from growformer.checkpoint.stock import full_config
-from growformer.errors import RequestError
+from growformer.errors import RequestError, SourceError
 from growformer.planning import Plan
 from growformer.proof.claims import Claim, Proof
 from growformer.proof.prove import LEVELS, Case, prove
@@ -21,10 +22,11 @@ if TYPE_CHECKING:
 
 
 def verify(
-    source: str | Path | transformers.PreTrainedModel,
+    source: str | Path | transformers.PreTrainedModel | None,
     target: str | Path | transformers.PreTrainedModel,
     *,
     level: str = "full",
+    memory: int | str | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> Proof:
     """Prove that a grown model computes its source's function.
@@ -32,9 +34,12 @@ def verify(
     Nothing in the receipt is believed: hashes, lifts and plan are all checked against the two folders.
 
     Args:
-        source: the source's folder, or the model that `expand` was given.
+        source: the source's folder or Hub id, or the model that `expand` was given; None: the folder that the
+            receipt of `target` names.
         target: the grown folder, with its growformer.json, or the model that `expand` returned.
         level: "structure", "full", or "auto".
+        memory: bytes that models may take, such as "8GB"; None is half of what is free. With "full", larger ones are
+            run from disk, module by module.
         progress: told what is being checked.
 
     Returns:
@@ -45,9 +50,11 @@ def verify(
     """
     if level not in LEVELS:
         raise RequestError(f"prove={level!r} is unknown; there are {', '.join(LEVELS)}")
-    if not isinstance(source, (str, Path)) or not isinstance(target, (str, Path)):
-        return _verify_models(source, target, level, progress)
-    src, out = Path(source), Path(target)
+    room = None if memory is None else parse_size(memory)
+    if not isinstance(target, (str, Path)) or not isinstance(source, (str, Path, type(None))):
+        return _verify_models(source, target, level, room, progress)
+    out = Path(target)
+    src = source_of(out) if source is None else located(source)
     raw, config = read_config(src), read_config(out)
     receipt = Receipt.read(out)
     made = replace(Plan.from_json(receipt.plan), axes=receipt.axes, layers=tuple(receipt.layers), source_config=raw)
@@ -60,8 +67,29 @@ def verify(
         "every hash as in the receipt" if not changed else f"other than in the receipt: {', '.join(changed)}",
         "none changed",
     )
-    proof = prove(Case(family, made, src, out, full_config(raw)[0], config), level, lambda what: progress(what, 0, 0))
+    case = Case(family, made, src, out, full_config(raw)[0], config)
+    proof = prove(case, level, lambda what: progress(what, 0, 0), memory=room)
     return Proof((files, *proof.claims), proof.measured)
+
+
+def source_of(target: str | Path) -> Path:
+    """The source's folder, as the receipt of a grown folder names it (a relative one counts from the current folder).
+
+    Raises:
+        SourceError: no receipt, none named in it, or no such folder.
+    """
+    out = Path(target)
+    read_config(out)  # whether it is a model's folder at all comes first
+    path = Receipt.read(out).source["path"]
+    say = f"say where it is: growformer verify SRC {out}"
+    if path is None:
+        raise SourceError(f"{out}: its growformer.json does not name the source's folder; {say}")
+    if not Path(path).is_dir():
+        seen = "" if Path(path).is_absolute() else f" seen from {Path.cwd()}"
+        raise SourceError(
+            f"{out}: its growformer.json names {path!r} as the source, and there is no such folder{seen}; {say}"
+        )
+    return Path(path)
 
 
 def _changed(receipt: Receipt, folder: Path, which: Literal["source", "target"]) -> list[str]:
@@ -69,10 +97,10 @@ def _changed(receipt: Receipt, folder: Path, which: Literal["source", "target"])
     return [name for name in receipt.check_files(folder, which) if name != "README.md"]
 
 
-def _verify_models(source: Any, target: Any, level: str, progress: Progress) -> Proof:
+def _verify_models(source: Any, target: Any, level: str, room: int | None, progress: Progress) -> Proof:
     """Two models in memory, written down so that the same checks see what stock loading makes of them."""
     made = getattr(target, "growformer_plan", None)
-    if isinstance(source, (str, Path)) or not isinstance(made, Plan):
+    if source is None or isinstance(source, (str, Path)) or not isinstance(made, Plan):
         raise RequestError("verify takes two folders, or a model and what `expand` made of it")
     with tempfile.TemporaryDirectory() as folder:
         src, out = Path(folder, "source"), Path(folder, "grown")
@@ -80,4 +108,4 @@ def _verify_models(source: Any, target: Any, level: str, progress: Progress) -> 
         target.save_pretrained(out)
         raw = read_config(src)
         case = Case(family_of(raw), replace(made, source_config=raw), src, out, full_config(raw)[0], read_config(out))
-        return prove(case, level, lambda what: progress(what, 0, 0))
+        return prove(case, level, lambda what: progress(what, 0, 0), memory=room)

@@ -17,16 +17,15 @@ from growformer.checkpoint.safetensors_io import (
     TensorInfo,
     TensorSpec,
     dtype_name,
-    parse_size,
     require_growable,
-    split_shards,
     torch_dtype,
-    write_folder,
 )
+from growformer.checkpoint.writer import FolderWriter, parse_size, split_shards, write_folder
 
 __all__ = [
     "DTYPES",
     "RECEIPT",
+    "FolderWriter",
     "Receipt",
     "TensorFiles",
     "TensorInfo",

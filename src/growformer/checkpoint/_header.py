@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from growformer.checkpoint.folder import parse_json
+from growformer.checkpoint.folder import parse_json, shown
 from growformer.errors import SourceError
 
 if TYPE_CHECKING:
@@ -137,7 +137,8 @@ def read_header(path: Path, descriptor: int) -> tuple[dict[str, TensorInfo], dic
     for info in sorted(found, key=lambda info: (info.start, info.stop)):
         if info.start != end:
             kind = "overlaps the one before it" if info.start < end else "leaves a hole before it"
-            raise SourceError(f"{path}: tensor {info.name!r} begins at byte {info.start}, expected {end}: it {kind}")
+            where = f"{path}: tensor {shown(info.name)}"
+            raise SourceError(f"{where} begins at byte {info.start}, expected {end}: it {kind}")
         end, infos[info.name] = info.stop, info
     if end != total:
         kind = "the file was cut" if end > total else "bytes that no tensor owns"
@@ -146,20 +147,22 @@ def read_header(path: Path, descriptor: int) -> tuple[dict[str, TensorInfo], dic
 
 
 def _entry(path: Path, data: int, name: str, entry: Any) -> TensorInfo:
-    where = f"{path}: tensor {name!r}"
+    where = f"{path}: tensor {shown(name)}"
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise SourceError(f"{where}: its entry is not dtype, shape and data_offsets: {entry!r:.200}")
+        raise SourceError(f"{where}: its entry is not dtype, shape and data_offsets: {shown(entry)}")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _BITS:
-        raise SourceError(f"{where}: unknown dtype {dtype!r:.200}; known: {', '.join(_BITS)}")
+        raise SourceError(f"{where}: unknown dtype {shown(dtype)}; known: {', '.join(_BITS)}")
     for numbers, what in ((shape, "shape"), (offsets, "data_offsets")):
         # type(), for JSON's true is an int to isinstance
         if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
-            raise SourceError(f"{where}: {what} is no list of sizes: {numbers!r:.200}")
+            raise SourceError(f"{where}: {what} is no list of sizes: {shown(numbers)}")
     if len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise SourceError(f"{where}: data_offsets are no begin and end: {offsets!r:.200}")
+        raise SourceError(f"{where}: data_offsets are no begin and end: {shown(offsets)}")
     if len(shape) > _MAX_DIMS:  # before the product, which a long list of large numbers makes endless
         raise SourceError(f"{where}: {len(shape)} dims, at most {_MAX_DIMS} make a tensor")
+    if math.prod(filter(None, shape)) * _BITS[dtype] >= 2**63:  # strides, which a dim of 0 does not make small
+        raise SourceError(f"{where}: {dtype} of shape {shown(shape)}: no machine counts so far")
     bits = math.prod(shape) * _BITS[dtype]
     if bits != 8 * (offsets[1] - offsets[0]):
         raise SourceError(

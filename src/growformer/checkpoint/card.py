@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped, unused-ignore]
 
+from growformer.checkpoint.hub import hub_id
+
 _TAGS = ("growformer", "model-growth")
 # What the source's card says of the source alone: results, emissions, or keys that are written anew.
 _LEFT_BEHIND = {"base_model", "base_model_relation", "library_name", "tags", "model-index", "model_name"}
@@ -24,7 +26,8 @@ def write_card(folder: Path, source_card: str | None, base_model: str, data: Map
     Args:
         folder: The grown folder.
         source_card: Text of the source's README.md, or None. Front matter that is no YAML counts as none.
-        base_model: The source: its Hub id ("org/name"), or else a path.
+        base_model: The source: its Hub id ("org/name"), or else a path; that of a snapshot in the Hub's cache stands
+            for its id.
         data: `request` (config field -> value) and `proof` (the proof table as Markdown); where there, also `title`,
             `method`, `seed`, `dtype`, `growformer` (the version), and `dead` (blocks that never get a gradient).
 
@@ -32,6 +35,7 @@ def write_card(folder: Path, source_card: str | None, base_model: str, data: Map
         The path of the card.
     """
     kept = _front_matter(source_card)
+    base_model = hub_id(base_model) or base_model
     tags = kept.get("tags", [])
     tags = tags if isinstance(tags, list) else [tags]
     front: dict[str, Any] = {key: value for key, value in kept.items() if key not in _LEFT_BEHIND}

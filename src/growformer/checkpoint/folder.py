@@ -1,10 +1,11 @@
 """Hugging Face model folders: what is read from one, what travels to the next, and how one comes into being whole."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
-import secrets
+import reprlib
 import shutil
 import stat
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from typing import Any
 
 from growformer.errors import SourceError, TargetError
 
-_COMPANIONS = (
+COMPANIONS = (
     # tokenizers, by the names that transformers' tokenizers read
     "tokenizer.json",
     "tokenizer.model*",
@@ -51,8 +52,18 @@ _COMPANIONS = (
     "audio_tokenizer_config.json",
     "processor_config.json",
 )
-_TEMPLATE_FOLDERS = ("additional_chat_templates", "chat_templates")
-_LEGAL = ("license*", "licence*", "notice*", "use_policy*", "copying*")
+TEMPLATE_FOLDERS = ("additional_chat_templates", "chat_templates")
+LEGAL = ("license*", "licence*", "notice*", "use_policy*", "copying*")
+_MAX_JSON = 100_000_000
+
+# A stranger's value may be megabytes long, or nested so deeply that repr itself fails.
+_brief = reprlib.Repr()
+_brief.maxstring = _brief.maxother = _brief.maxlong = 200
+
+
+def shown(value: object) -> str:
+    """Return the `repr` of a value that a stranger wrote, cut to what a message has room for."""
+    return _brief.repr(value)
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -69,7 +80,7 @@ def inside(folder: Path, name: str) -> Path:
     path = folder / name
     try:
         root, real = folder.resolve(), path.resolve()
-    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links; a name that the system cannot spell
         raise SourceError(f"{path}: cannot be followed: {error}") from error
     homes = [root, *(p.parent / "blobs" for p in (root, *root.parents) if p.name == "snapshots")]
     if not any(real.is_relative_to(home) for home in homes):
@@ -82,6 +93,8 @@ def inside(folder: Path, name: str) -> Path:
 def parse_json(text: bytes | str, where: object) -> Any:
     """Parse JSON that a stranger wrote; a key given twice is refused, for readers differ on which one counts.
 
+    As in other readers -0 is no integer, and half of a surrogate pair is no text.
+
     Raises:
         SourceError: not UTF-8, not JSON, nested too deeply, or a duplicate key; the message begins with `where`.
     """
@@ -90,12 +103,19 @@ def parse_json(text: bytes | str, where: object) -> Any:
         out: dict[str, Any] = {}
         for key, value in pairs:
             if key in out:
-                raise SourceError(f"{where}: the key {key!r} is there twice")
+                raise SourceError(f"{where}: the key {shown(key)} is there twice")
             out[key] = value
         return out
 
+    def whole(digits: str) -> float:
+        return -0.0 if digits == "-0" else int(digits)
+
     try:
-        return json.loads(text.decode("utf-8") if isinstance(text, bytes) else text, object_pairs_hook=unique)
+        text = text.decode("utf-8") if isinstance(text, bytes) else text
+        found = json.loads(text, object_pairs_hook=unique, parse_int=whole)
+        if "\\ud" in text.lower():  # only an escape can bring half a pair in
+            json.dumps(found, ensure_ascii=False).encode("utf-8")
+        return found
     except (ValueError, RecursionError) as error:
         raise SourceError(f"{where}: not readable as JSON: {error}") from error
 
@@ -104,11 +124,14 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON file that must hold an object.
 
     Raises:
-        SourceError: not there, no regular file, unreadable, not JSON, or another kind of value.
+        SourceError: not there, no regular file, too large, unreadable, not JSON, or another kind of value.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):
             raise SourceError(f"{path}: is no regular file")
+        if about.st_size > _MAX_JSON:
+            raise SourceError(f"{path}: {size_text(about.st_size)}, and at most {size_text(_MAX_JSON)} of JSON is read")
         text = path.read_bytes()
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error.strerror}") from error
@@ -124,11 +147,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         SourceError: no such folder, no or a damaged config, a quantised model, or one that runs code of its own.
     """
-    if not folder.is_dir():
-        found = "is a file" if folder.exists() else "does not exist"
+    if not os.path.isdir(folder):  # unlike Path.is_dir, does not raise where the path cannot be looked at
+        found = "is a file" if os.path.exists(folder) else "does not exist"
         raise SourceError(f"{folder}: {found}; expected the folder of a model, with config.json and its weights")
     path = inside(folder, "config.json")
-    if not path.exists():
+    if not os.path.lexists(path):
         raise SourceError(f"{folder}: has no config.json; expected a Hugging Face model folder")
     config = read_json(path)
     quantised = _quantisation(config)
@@ -140,9 +163,26 @@ def read_config(folder: Path) -> dict[str, Any]:
     if config.get("auto_map"):
         raise SourceError(
             f"{path}: auto_map asks for code that comes with the model, and such code is not run; if transformers "
-            f"itself has the model type {config.get('model_type')!r}, remove auto_map from config.json and try again"
+            f"itself has the model type {shown(config.get('model_type'))}: remove auto_map and try again"
+        )
+    kernels = _kernels(config)
+    if kernels is not None:
+        raise SourceError(
+            f"{path}: {kernels} asks for code from elsewhere, and such code is not run; "
+            "remove that entry from config.json and try again"
         )
     return config
+
+
+def _kernels(config: dict[str, Any]) -> str | None:
+    # transformers takes a name with a slash for a repository of kernels: compiled code, fetched and run while it loads.
+    for section in (config, *(value for value in config.values() if isinstance(value, dict))):
+        for key in ("attn_implementation", "_attn_implementation"):
+            entry = section.get(key)
+            for name in entry.values() if isinstance(entry, dict) else (entry,):
+                if isinstance(name, str) and "/" in name:
+                    return f"{key} = {shown(entry)}"
+    return None
 
 
 def _quantisation(config: dict[str, Any]) -> str | None:
@@ -151,9 +191,9 @@ def _quantisation(config: dict[str, Any]) -> str | None:
         for key in ("quantization_config", "compression_config"):
             entry = section.get(key)
             if isinstance(entry, dict):
-                return str(entry.get("quant_method", "method not named"))
+                return shown(entry.get("quant_method", "method not named")).strip("'")
             if entry is not None:
-                return f"{key} = {entry!r}"
+                return f"{key} = {shown(entry)}"
     return None
 
 
@@ -176,14 +216,14 @@ def companions(folder: Path) -> list[Path]:
         SourceError: one of these is a link that leaves the folder.
     """
     names = [p.name for p in folder.iterdir() if _travels(p.name)]
-    for sub in _TEMPLATE_FOLDERS:
+    for sub in TEMPLATE_FOLDERS:
         names += [f"{sub}/{p.name}" for p in (folder / sub).glob("*.jinja")]
     return [path for path in (inside(folder, name) for name in sorted(names)) if path.is_file()]
 
 
 def _travels(name: str) -> bool:
-    legal = any(fnmatchcase(name.lower(), pattern) for pattern in _LEGAL)
-    return legal or any(fnmatchcase(name, pattern) for pattern in _COMPANIONS)
+    legal = any(fnmatchcase(name.lower(), pattern) for pattern in LEGAL)
+    return legal or any(fnmatchcase(name, pattern) for pattern in COMPANIONS)
 
 
 def copy_companions(source: Path, target: Path) -> list[Path]:
@@ -232,31 +272,46 @@ def require_new(out: Path, source: Path) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(out: Path, need_bytes: int) -> Iterator[Path]:
+def new_folder(out: Path, need_bytes: int, *, resume: bool = False) -> Iterator[Path]:
     """Make a folder that appears at `out` whole or not at all.
 
-    Yields a hidden folder beside `out` (`.<name>.<random>.partial`) to write in. When the body ends, its files are
-    forced to disk and it is renamed to `out`; when the body raises, KeyboardInterrupt included, it is removed.
-    (A process killed outright can do neither, and leaves that hidden folder behind.)
+    Yields a hidden folder beside `out` (`.<name>.partial`) to write in. When the body ends, its files are forced to
+    disk and it is renamed to `out`; when the body raises, KeyboardInterrupt included, it is removed. A process killed
+    outright can do neither, and leaves that hidden folder behind for a run that resumes.
 
     Args:
         out: The folder to make. It must not exist; its parent must.
         need_bytes: Bytes that the body will write.
+        resume: Go on in the hidden folder of a killed run, if there is one.
 
     Raises:
-        TargetError: `out` exists, its parent does not, it cannot be written, or the disk has too little room.
+        TargetError: `out` exists, its parent does not, another run is writing it or was killed and is not resumed, it
+            cannot be written, or the disk has too little room.
     """
     _refuse_existing(out)
     parent = _parent(out)
-    free = shutil.disk_usage(parent).free
+    partial = parent / f".{out.name}.partial"
+    left = os.path.lexists(partial)
+    if left and not resume:
+        raise TargetError(
+            f"{out}: an unfinished run left {partial}, or is still at work there; --resume goes on with it, and "
+            "deleting that folder forgets it"
+        )
+    there = sum(path.stat().st_blocks * 512 for path in partial.rglob("*") if path.is_file()) if left else 0
+    free = shutil.disk_usage(parent).free + there
     if free < need_bytes:
         raise TargetError(
             f"{out}: needs {size_text(need_bytes)}, and its disk has {size_text(free)} free; make room for "
             f"{size_text(need_bytes - free)} more, or choose an OUT on another disk"
         )
-    partial = parent / f".{out.name}.{secrets.token_hex(4)}.partial"
     with target_errors(out):
-        partial.mkdir()
+        partial.mkdir(exist_ok=resume)
+        lock = os.open(partial, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise TargetError(f"{out}: another run is writing it at this moment, in {partial}") from None
     try:
         yield partial
         with target_errors(out):
@@ -271,6 +326,8 @@ def new_folder(out: Path, need_bytes: int) -> Iterator[Path]:
         if partial.exists():
             error.add_note(f"{partial} could not be removed; delete it by hand")
         raise
+    finally:
+        os.close(lock)
     with target_errors(out):
         _fsync(parent)
 

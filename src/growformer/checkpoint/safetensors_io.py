@@ -5,13 +5,11 @@ once. All shapes are known before the first byte, so both can be done by offset 
 """
 
 import contextlib
-import json
 import os
 import re
 import shlex
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from decimal import Decimal
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,14 +18,13 @@ from growformer.checkpoint._header import (
     TensorInfo,
     TensorSpec,
     dtype_name,
-    lay_out,
     pread,
     read_header,
     require_growable,
     torch_dtype,
 )
-from growformer.checkpoint.folder import inside, read_json, target_errors
-from growformer.errors import RequestError, SourceError
+from growformer.checkpoint.folder import inside, read_json, shown
+from growformer.errors import SourceError
 
 if TYPE_CHECKING:
     import torch
@@ -38,18 +35,12 @@ __all__ = [
     "TensorInfo",
     "TensorSpec",
     "dtype_name",
-    "parse_size",
     "require_growable",
-    "split_shards",
     "torch_dtype",
-    "write_folder",
 ]
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
 class TensorFiles(Mapping[str, TensorInfo]):
@@ -174,15 +165,16 @@ def _open(path: Path) -> int:
 
 
 def _read_index(folder: Path) -> dict[str, str]:
-    if not (folder / INDEX).exists():
+    if not os.path.lexists(folder / INDEX):
         raise SourceError(_no_safetensors(folder))
     path = inside(folder, INDEX)
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise SourceError(f"{path}: has no weight_map from tensor to file")
     for name, shard in weight_map.items():
-        if not isinstance(shard, str):
-            raise SourceError(f"{path}: weight_map of {name!r} is no file name: {shard!r:.200}")
+        # Printable, for a terminal obeys what it cannot print; and no longer than names of files are.
+        if not isinstance(shard, str) or not shard.isprintable() or len(shard) > 255:
+            raise SourceError(f"{path}: weight_map of {shown(name)} is no file name: {shown(shard)}")
     return weight_map
 
 
@@ -193,21 +185,24 @@ def _compare(folder: Path, shard: str, weight_map: dict[str, str], found: dict[s
         (found.keys() - expected, f"it has, and {INDEX} does not place in it"),
     ):
         if names:
-            some = ", ".join(sorted(names)[:5])
+            some = ", ".join(map(shown, sorted(names)[:5]))
             raise SourceError(f"{folder / shard}: {len(names)} tensors that {reason}: {some}")
 
 
 def _no_safetensors(folder: Path) -> str:
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return f"{folder}: is no folder; expected the folder of a model"
-    found = sorted(p.name for p in folder.iterdir())
+    try:
+        found = sorted(name if name.isprintable() else shown(name) for name in os.listdir(folder))
+    except OSError as error:
+        return f"{folder}: cannot be read: {error.strerror}"
     if "adapter_model.safetensors" in found:
         return f"{folder}: holds an adapter, not a model; merge it into its base model first (PEFT: merge_and_unload)"
     if not any(name.startswith("pytorch_model") and ".bin" in name for name in found):
         return f"{folder}: has neither {SINGLE} nor {INDEX}; found {', '.join(found[:10]) or 'nothing'}"
     name = "AutoModelForCausalLM"
     with contextlib.suppress(SourceError, LookupError, TypeError):
-        first = read_json(folder / "config.json")["architectures"][0]
+        first = read_json(inside(folder, "config.json"))["architectures"][0]
         name = first if isinstance(first, str) and re.fullmatch(r"[A-Za-z]\w*", first) else name
     code = (
         f"import transformers as t; s = {str(folder)!r}; d = s + '-safetensors'; "
@@ -216,133 +211,3 @@ def _no_safetensors(folder: Path) -> str:
     )
     line = f"python -c {shlex.quote(code)}"
     return f"{folder}: holds pickled weights (.bin), which are not read. Convert them first:\n  {line}"
-
-
-def parse_size(size: int | str) -> int:
-    """Return a number of bytes written as "5GB", "200MB" (powers of 1000), "512MiB" (powers of 1024) or a number.
-
-    Raises:
-        RequestError: anything else, or less than one byte.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(size), re.IGNORECASE | re.ASCII)
-    count = int(Decimal(match[1]) * _UNITS.get(match[2].upper(), 0)) if match else 0
-    if count < 1:
-        units = ", ".join(filter(None, _UNITS))
-        raise RequestError(f"{size!r} is no size in bytes; write a number and one of {units}, such as 5GB")
-    return count
-
-
-def split_shards(specs: Iterable[TensorSpec], max_bytes: int) -> list[list[TensorSpec]]:
-    """Split tensors into files as transformers' `max_shard_size` does: greedily, in the given order.
-
-    A tensor larger than `max_bytes` gets a file of its own, ahead of the file that is being filled, which goes on.
-    """
-    shards: list[list[TensorSpec]] = []
-    current: list[TensorSpec] = []
-    room = max_bytes
-    for spec in specs:
-        if spec.nbytes > max_bytes:
-            shards.append([spec])
-            continue
-        if spec.nbytes > room:
-            shards.append(current)
-            current, room = [], max_bytes
-        current.append(spec)
-        room -= spec.nbytes
-    return [*shards, current] if current else shards
-
-
-def write_folder(
-    folder: Path,
-    specs: Sequence[TensorSpec],
-    produce: Callable[[TensorSpec], Iterable["torch.Tensor"]],
-    max_shard_bytes: int,
-    progress: Callable[[int], None] | None = None,
-) -> list[Path]:
-    """Write a model's safetensors files, and their index where there are several.
-
-    Each file gets its header and its size first; pieces then go to their offsets, and each file is forced to disk.
-    Memory holds one piece at a time.
-
-    Args:
-        folder: An existing folder (see `new_folder`); no file in it is overwritten.
-        specs: The tensors, in the order in which shards are filled.
-        produce: Yields a tensor's rows (slices of dim 0, in order, in the spec's dtype; a scalar as one piece).
-        max_shard_bytes: Limit of a file's tensors in bytes.
-        progress: Called with the bytes of each piece written.
-
-    Returns:
-        The files written, the index last.
-
-    Raises:
-        ValueError: no tensors, a name given twice, or pieces that do not make up the tensor.
-        TargetError: the folder cannot be written.
-    """
-    names = [spec.name for spec in specs]
-    if not names or len(set(names)) != len(names) or "__metadata__" in names:
-        raise ValueError(f"tensor names must be there, differ, and not be __metadata__: {names}")
-    shards = split_shards(specs, max_shard_bytes)
-    count = len(shards)
-    files = [SINGLE] if count == 1 else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
-    for file, shard in zip(files, shards, strict=True):
-        _write_file(folder / file, shard, produce, progress)
-    if count > 1:
-        weight_map = {spec.name: file for file, shard in zip(files, shards, strict=True) for spec in shard}
-        index = {"metadata": {"total_size": sum(spec.nbytes for spec in specs)}, "weight_map": weight_map}
-        with target_errors(folder / INDEX):
-            (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        files.append(INDEX)
-    return [folder / file for file in files]
-
-
-def _write_file(
-    path: Path,
-    specs: Sequence[TensorSpec],
-    produce: Callable[[TensorSpec], Iterable["torch.Tensor"]],
-    progress: Callable[[int], None] | None,
-) -> None:
-    head, begins, size = lay_out(specs)
-    with contextlib.ExitStack() as closing:
-        # Only our own calls are guarded: an OSError of `produce` is the source's, not the target's.
-        with target_errors(path):
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-            closing.callback(os.close, descriptor)
-            os.ftruncate(descriptor, size)
-            _pwrite(descriptor, memoryview(head), 0)
-        for spec in specs:
-            at = begins[spec.name]
-            for data in _pieces(spec, produce(spec)):
-                with target_errors(path):
-                    _pwrite(descriptor, data, at)
-                at += len(data)
-                if progress is not None:
-                    progress(len(data))
-        with target_errors(path):
-            os.fsync(descriptor)
-
-
-def _pieces(spec: TensorSpec, pieces: Iterable["torch.Tensor"]) -> Iterator[memoryview]:
-    """Yield the bytes of a tensor's pieces, once each is seen to fit and, at the end, to have made up the whole."""
-    import torch
-
-    dtype = torch_dtype(spec.dtype)
-    row = spec.shape[1:]
-    rows, done = (spec.shape or (1,))[0], 0
-    for piece in pieces:
-        count = piece.shape[0] if piece.ndim else 1
-        fits = piece.ndim == len(spec.shape) and tuple(piece.shape[1:]) == row and done + count <= rows
-        if piece.dtype != dtype or not fits:
-            raise ValueError(
-                f"{spec.name}: a piece of shape {tuple(piece.shape)} and {piece.dtype} after {done} rows; "
-                f"expected rows of {spec.shape} and {dtype}"
-            )
-        done += count
-        yield piece.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
-    if done != rows:
-        raise ValueError(f"{spec.name}: pieces of {done} rows in all, its shape {spec.shape} has {rows}")
-
-
-def _pwrite(descriptor: int, data: memoryview, at: int) -> None:
-    while len(data):  # the system moves at most 2 GB a call
-        count = os.pwrite(descriptor, data, at)
-        data, at = data[count:], at + count

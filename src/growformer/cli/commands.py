@@ -10,12 +10,14 @@ import typer
 
 from growformer import api
 from growformer.algebra import Family, Ratio, Size, Times
+from growformer.api.verified import source_of
 from growformer.checkpoint import read_config
 from growformer.checkpoint.folder import size_text, target_errors
+from growformer.checkpoint.hub import located
 from growformer.checkpoint.stock import full_config
 from growformer.cli import show
 from growformer.cli.request import parse, places, require_reached, towards
-from growformer.errors import RequestError
+from growformer.errors import RequestError, SourceError
 from growformer.families import FAMILIES
 from growformer.methods import METHODS
 from growformer.planning import Plan, TensorPlan
@@ -56,6 +58,7 @@ def run_plan(
     json: bool,
 ) -> None:
     """`growformer plan`."""
+    src = located(src)
     at = places(layers_at)
     made = api.plan(src, method=method, seed=seed, layers_at=at, **_asked(src, words, to, at, method))
     if save is not None:
@@ -115,6 +118,7 @@ def run_expand(
     src: Path, out: Path, words: Sequence[str], to: Path | None, layers_at: str | None, json: bool, **options: Any
 ) -> None:
     """`growformer expand`."""
+    src = located(src)
     at = places(layers_at)
     request = _asked(src, words, to, at, options["method"])
     with show.progress(json) as tell:
@@ -144,10 +148,16 @@ def _leave(proof: Proof) -> None:
         raise typer.Exit(proof.exit_code)
 
 
-def run_verify(src: Path, out: Path, level: str, prompt: str | None, tokens: int, json: bool) -> None:
+def run_verify(
+    folders: Sequence[Path], level: str, memory: str | None, prompt: str | None, tokens: int, json: bool
+) -> None:
     """`growformer verify`."""
+    if len(folders) > 2:
+        raise RequestError(f"verify takes the source's folder and the grown one, or the grown one; got {len(folders)}")
+    out = folders[-1]
+    src = located(folders[0]) if len(folders) == 2 else source_of(out)
     with show.progress(json) as tell:
-        proof = api.verify(src, out, level=level, progress=tell)
+        proof = api.verify(src, out, level=level, memory=memory, progress=tell)
     said = _continuations(src, out, prompt, tokens) if prompt is not None else {}
     if json:
         show.as_json(proof.to_json() | ({"greedy": said} if said else {}))
@@ -164,7 +174,10 @@ def _continuations(src: Path, out: Path, prompt: str, tokens: int) -> Mapping[st
 
     from growformer.proof.functional import greedy
 
-    tokenizer = AutoTokenizer.from_pretrained(out, local_files_only=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(out, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:  # ValueError: among others, one that would run code of its own
+        raise SourceError(f"{out}: transformers cannot load its tokenizer: {error}") from error
     asked = list(tokenizer(prompt)["input_ids"])
     a, b = greedy(src, asked, tokens), greedy(out, asked, tokens)
     same = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -20,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Source = Annotated[Path, typer.Argument(metavar="SRC", help="A Hugging Face model folder.")]
+Source = Annotated[Path, typer.Argument(metavar="SRC", help="A Hugging Face model folder, or org/name on the Hub.")]
 Words = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="New sizes, by the names of config.json.")
 ]
@@ -61,6 +61,9 @@ def expand(
     seed: Seed = 0,
     dtype: Annotated[str | None, typer.Option(help="Storage dtype of the result; the source's if left out.")] = None,
     max_shard_size: Annotated[str, typer.Option(help="Bytes of one file, such as 5GB.")] = "50GB",
+    memory: Annotated[str, typer.Option(help="What the blocks in the making may take together.")] = "1GiB",
+    threads: Annotated[int | None, typer.Option(help="How many work at once; one for each core if left out.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was killed.")] = False,
     prove: Annotated[
         str, typer.Option(help="structure, full, or auto: full where both models fit in memory.")
     ] = "auto",
@@ -73,16 +76,22 @@ def expand(
     run_expand(
         src, out, request or [], to, layers_at, json,
         method=method, seed=seed, dtype=dtype, max_shard_size=max_shard_size, prove_level=prove, allow_dead=allow_dead,
+        memory=memory, threads=threads, resume=resume,
     )  # fmt: skip
 
 
 @app.command()
 def verify(
-    src: Source,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The grown folder.")],
+    folders: Annotated[
+        list[Path],
+        typer.Argument(metavar="[SRC] OUT", help="The grown folder, after the source's; its receipt may name that."),
+    ],
     prove: Annotated[
         str, typer.Option(help="structure, full, or auto: full where both models fit in memory.")
     ] = "full",
+    memory: Annotated[
+        str | None, typer.Option(help="What models may take, such as 8GB; larger ones are run from disk.")
+    ] = None,
     prompt: Annotated[str | None, typer.Option(help="Also compare the greedy continuations of this text.")] = None,
     tokens: Annotated[int, typer.Option(help="How many tokens of continuation.")] = 200,
     json: Json = False,
@@ -90,7 +99,7 @@ def verify(
     """Prove from the two folders, believing nothing in the receipt, that OUT computes what SRC computes."""
     from growformer.cli.commands import run_verify
 
-    run_verify(src, out, prove, prompt, tokens, json)
+    run_verify(folders, prove, memory, prompt, tokens, json)
 
 
 @app.command()
