@@ -18,6 +18,7 @@ def put_config(folder: Path, config: Any) -> None:
 
 def test_reads_a_config(tmp_path: Path) -> None:
     config = {"model_type": "llama", "hidden_size": 12, "auto_map": {}, "quantization_config": None}
+    config["attn_implementation"] = "sdpa"
     put_config(tmp_path, config)
     assert read_config(tmp_path) == config
 
@@ -33,6 +34,9 @@ def test_reads_a_config(tmp_path: Path) -> None:
         ({"quantization_config": "fp8"}, "quantised .*fp8"),
         ({"compression_config": {"quant_method": "compressed-tensors"}}, r"quantised \(compressed-tensors\)"),
         ({"text_config": {"quantization_config": {"quant_method": "awq"}}}, r"quantised \(awq\)"),
+        ({"attn_implementation": "someone/kernel@main"}, "attn_implementation = 'someone/kernel@main' asks for code"),
+        ({"_attn_implementation": {"": "eager", "text": "a/b"}}, "_attn_implementation = .* asks for code"),
+        ({"text_config": {"attn_implementation": "a/b"}}, "attn_implementation = 'a/b' asks for code"),
         ({"model_type": "odd", "auto_map": {"AutoModel": "m.M"}}, "auto_map asks for code.*'odd'"),
     ],
 )
