@@ -14,9 +14,10 @@ from growformer.checkpoint.safetensors_io import TensorFiles
 from growformer.errors import ChangedError
 from growformer.proof import equations
 from growformer.proof.bar import BAR
-from growformer.proof.certificate import FileTensors, certify, pulled_back, within_one_rounding
+from growformer.proof.certificate import FileTensors, certify
 from growformer.proof.facts import Facts, read_axes
 from growformer.proof.places import OPEN, atom_places, dim_places
+from growformer.proof.pullback import PulledBack, within_one_rounding
 
 TIED = LLAMA | {"tie_word_embeddings": True}
 GROWTHS: list[tuple[str, dict[str, Any], dict[str, int]]] = [
@@ -60,10 +61,27 @@ def test_right_growths_pass(name: str, how: dict[str, Any], request_: dict[str, 
     assert certificate.tensors == len(growth.target) == sum(certificate.counts.values())
 
 
+def pulled_back(growth: Growth) -> dict[str, torch.Tensor]:
+    """Every tensor of the pull-back."""
+    back = PulledBack(*growth.arguments())
+    return {name: back.read(name) for name in back.names}
+
+
+def test_rows_of_a_pull_back_are_those_of_the_whole() -> None:
+    growth = grow("llama", **EVERY["llama"])
+    back = PulledBack(*growth.arguments())
+    for name in back.names:
+        whole = back.read(name)
+        assert whole.shape == back.shape(name) and whole.dtype == back.dtype(name)
+        cut = len(whole) // 3
+        for rows in (slice(0, cut), slice(cut, len(whole)), slice(cut, cut)):
+            assert torch.equal(back.read(name, rows), whole[rows]), name
+
+
 @pytest.mark.parametrize(("name", "how", "request_"), GROWTHS)
 def test_pull_back_is_the_source_within_one_rounding(name: str, how: dict[str, Any], request_: dict[str, int]) -> None:
     growth = grow(name, **how, **request_)
-    seen = dict(pulled_back(*growth.arguments()))
+    seen = pulled_back(growth)
     assert seen.keys() == growth.source.keys()
     for key, weight in seen.items():
         assert within_one_rounding(growth.source[key], weight).all(), key
@@ -71,7 +89,7 @@ def test_pull_back_is_the_source_within_one_rounding(name: str, how: dict[str, A
 
 def test_an_exact_factor_pulls_back_to_the_very_bits() -> None:
     growth = grow("llama", hidden_size=96)
-    for key, weight in pulled_back(*growth.arguments()):
+    for key, weight in pulled_back(growth).items():
         assert within_one_rounding(growth.source[key], weight, ONE).all(), key
     weight = growth.source["model.norm.weight"]
     off = torch.nextafter(weight, torch.tensor(9.0)).double()
@@ -97,11 +115,11 @@ def test_small_pieces_see_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -
     key = next(k for k, x in broken.target.items() if x.dim() == 2 and x.shape[0] > 37)
     broken.target[key][-1] += 1
     said = broken.certify().failures
-    pull = dict(pulled_back(*growth.arguments()))
+    pull = pulled_back(growth)
     monkeypatch.setattr(equations, "PIECE", 50)
     assert growth.certify() == whole
     assert broken.certify().failures == said
-    for other, weight in pulled_back(*growth.arguments()):
+    for other, weight in pulled_back(growth).items():
         assert torch.equal(weight, pull[other])
 
 
@@ -172,7 +190,7 @@ def test_copies_with_split_readers(tied: bool, monkeypatch: pytest.MonkeyPatch) 
     assert growth.certify().failures == []
     monkeypatch.setattr(equations, "PIECE", 50)
     assert growth.certify().failures == []
-    pulled = dict(pulled_back(*growth.arguments()))[name]
+    pulled = pulled_back(growth)[name]
     assert (pulled - growth.source[name]).abs().max() <= 1e-6 * noise.abs().max()
     growth.target[name][3, 5] += 1e-5
     failing(growth, name, "[3, 5]", "copies")
@@ -217,7 +235,7 @@ def test_a_senseless_receipt_pulls_nothing_back() -> None:
     growth = grow("llama", intermediate_size=41)
     growth.axes["mlp"]["lift"] = [[41, 0]]
     with pytest.raises(ChangedError, match="axis mlp"):
-        list(pulled_back(*growth.arguments()))
+        pulled_back(growth)
 
 
 def test_defaults_come_from_the_full_config() -> None:

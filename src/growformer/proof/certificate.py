@@ -19,7 +19,7 @@ from growformer.algebra.factor import ONE, Factor
 from growformer.algebra.family import Family
 from growformer.algebra.pattern import NamePattern, TensorPattern
 from growformer.errors import ChangedError, PatternError
-from growformer.proof.equations import Found, Tensors, check_new, check_old, half_ulp, pull_back
+from growformer.proof.equations import Found, Tensors, check_new, check_old
 from growformer.proof.facts import Facts, read_axes
 from growformer.proof.fields import check_fields, check_sizes
 from growformer.proof.places import Places, atom_places, dim_places
@@ -27,7 +27,7 @@ from growformer.proof.places import Places, atom_places, dim_places
 if TYPE_CHECKING:
     from growformer.checkpoint import TensorFiles
 
-__all__ = ["Certificate", "DictTensors", "FileTensors", "Tensors", "certify", "pulled_back", "within_one_rounding"]
+__all__ = ["Certificate", "DictTensors", "FileTensors", "Placed", "Sides", "Tensors", "certify"]
 
 
 class DictTensors:
@@ -102,7 +102,7 @@ class Certificate:
 
 
 @dataclass(frozen=True)
-class _Tensor:
+class Placed:
     """A target tensor (or a source tensor) under its family's pattern; `source` is what it comes from."""
 
     name: str
@@ -112,7 +112,7 @@ class _Tensor:
     source: str | None
 
 
-class _Case:
+class Sides:
     """The two folders under one family and one receipt."""
 
     def __init__(
@@ -151,10 +151,10 @@ class _Case:
         self.failures += check_fields(self.facts, layers, source_config, target_config, full)
         self.failures += dict.fromkeys(self.facts.problems)  # several norms may say the same
 
-    def _cover(self, tensors: Tensors, side: str) -> dict[str, _Tensor]:
+    def _cover(self, tensors: Tensors, side: str) -> dict[str, Placed]:
         """Each tensor under the one pattern that covers it; buffers that are left behind are not among them."""
         drop = [NamePattern(text) for text in self.family.drop]
-        out: dict[str, _Tensor] = {}
+        out: dict[str, Placed] = {}
         for name in tensors.names:
             full = self.family.prefix + name if self.bare else name
             if side == "source" and any(pattern.match(full) is not None for pattern in drop):
@@ -164,7 +164,7 @@ class _Case:
             except PatternError as error:
                 self.failures.append(f"{side}: {error}")
                 continue
-            out[name] = _Tensor(name, at, pattern, index, None)
+            out[name] = Placed(name, at, pattern, index, None)
         return out
 
     def _sizes_of_shapes(self) -> dict[str, int]:
@@ -179,25 +179,25 @@ class _Case:
     def _name(self, at: NamePattern, index: Mapping[str, int]) -> str:
         return at.format(index).removeprefix(self.family.prefix if self.bare else "")
 
-    def required(self) -> dict[str, _Tensor]:
+    def required(self) -> dict[str, Placed]:
         """Every tensor that the target must have, and no other."""
-        layer, out = self.family.layer, dict[str, _Tensor]()
-        by_layer: dict[int, list[_Tensor]] = {}
+        layer, out = self.family.layer, dict[str, Placed]()
+        by_layer: dict[int, list[Placed]] = {}
         for old in self.old.values():
             if layer in old.index:
                 by_layer.setdefault(old.index[layer], []).append(old)
             else:
-                out[old.name] = _Tensor(old.name, old.at, old.pattern, old.index, old.name)
+                out[old.name] = Placed(old.name, old.at, old.pattern, old.index, old.name)
         last = next((old for old in self.layers if old is not None), 0)
         for i, at in enumerate(self.layers):
             last = last if at is None else at
             for old in by_layer.get(last, []):
                 index = {**old.index, layer: i}
                 name = self._name(old.at, index)
-                out[name] = _Tensor(name, old.at, old.pattern, index, None if at is None else old.name)
+                out[name] = Placed(name, old.at, old.pattern, index, None if at is None else old.name)
         return out
 
-    def check_names(self) -> dict[str, _Tensor]:
+    def check_names(self) -> dict[str, Placed]:
         """What is missing or too much on either side; returns the target tensors that can be looked at."""
         layer, tied = self.family.layer, self.family.tied
         for at, _ in self.family.patterns:
@@ -213,7 +213,7 @@ class _Case:
         self.failures += [f"{name}: in the target, but nothing asks for it" for name in sorted(names - set(required))]
         return {name: tensor for name, tensor in required.items() if name in names}
 
-    def places(self, tensor: _Tensor, gain: Factor | None = None) -> list[Places]:
+    def places(self, tensor: Placed, gain: Factor | None = None) -> list[Places]:
         assert self.facts is not None
         facts, key = self.facts, (tensor.pattern.text, gain)
         if key not in self._places:
@@ -221,17 +221,17 @@ class _Case:
             self._places[key] = [dim_places(dim, lambda atom: atom_places(facts, atom, gain)) for dim in dims]
         return self._places[key]
 
-    def qk_role(self, tensor: _Tensor) -> str | None:
+    def qk_role(self, tensor: Placed) -> str | None:
         """The role, q or k, of a gain over the key axis: of the two factors only the product is known."""
         assert self.facts is not None
         return next((a.role for a in tensor.pattern.atoms() if a.stand == "gain" and a.axis == self.facts.key), None)
 
-    def check(self, tensor: _Tensor) -> Found:
+    def check(self, tensor: Placed) -> Found:
         if tensor.source is None:
             return check_new(self.target, tensor.name, self.family.closes_layer(tensor.at, tensor.pattern))
         return check_old(self.places(tensor), self.target, tensor.name, self.source, tensor.source)
 
-    def check_qk(self, q: _Tensor, k: _Tensor) -> dict[str, tuple[Factor, Found]]:
+    def check_qk(self, q: Placed, k: Placed) -> dict[str, tuple[Factor, Found]]:
         """The gains of a layer's queries and keys: the factor all on one of them, or half on each.
 
         Where none of these is found, what is said is about the first of them: all on the keys.
@@ -254,9 +254,9 @@ class _Case:
                 return found
         return first
 
-    def pairs(self, tensors: Mapping[str, _Tensor]) -> Iterator[tuple[_Tensor, _Tensor]]:
+    def pairs(self, tensors: Mapping[str, Placed]) -> Iterator[tuple[Placed, Placed]]:
         """The gains of q and of k of each old layer."""
-        by_layer: dict[int, dict[str, _Tensor]] = {}
+        by_layer: dict[int, dict[str, Placed]] = {}
         for tensor in tensors.values():
             role = self.qk_role(tensor)
             if role is not None and tensor.source is not None:
@@ -298,7 +298,7 @@ def certify(
         The certificate; it holds where its `failures` are empty.
     """
     result = Certificate()
-    case = _Case(family, axes, layers, source, target, source_config, target_config, source_full)
+    case = Sides(family, axes, layers, source, target, source_config, target_config, source_full)
     result.failures = case.failures
     if case.facts is None or case.facts.problems:
         return result
@@ -327,60 +327,3 @@ def certify(
             result.failures.append(found.wrong)
     result.counts |= fidelity
     return result
-
-
-def pulled_back(
-    family: Family,
-    axes: Mapping[str, Mapping[str, Any]],
-    layers: Sequence[int | None],
-    source: Tensors,
-    target: Tensors,
-    source_config: Mapping[str, Any],
-    target_config: Mapping[str, Any],
-    *,
-    source_full: Mapping[str, Any] | None = None,
-) -> Iterator[tuple[str, Tensor]]:
-    """The source's weights as the grown file has them: R W' for writers, W' E for readers, factors divided out.
-
-    Takes what `certify` takes.
-
-    Yields:
-        Each source tensor's name and its pull-back in float64, of the source tensor's shape.
-
-    Raises:
-        ChangedError: receipt, names and configs do not belong together, so that nothing can be pulled back.
-    """
-    case = _Case(family, axes, layers, source, target, source_config, target_config, source_full)
-    tensors = {} if case.failures else case.check_names()
-    if case.failures:
-        raise ChangedError("nothing can be pulled back:\n  " + "\n  ".join(case.failures))
-    gains: dict[str, Factor] = {}
-    for q, k in case.pairs(tensors):
-        gains |= {name: factor for name, (factor, _) in case.check_qk(q, k).items()}
-    for name, tensor in tensors.items():
-        if tensor.source is not None:
-            yield tensor.source, pull_back(case.places(tensor, gains.get(name)), target, name)
-
-
-def within_one_rounding(source: Tensor, pulled: Tensor, factor: Factor | None = None) -> Tensor:
-    """Whether each pulled-back weight is the source's, or within the one rounding that its factor took.
-
-    Args:
-        source: the source's tensor, in its storage dtype.
-        pulled: its pull-back, in float64.
-        factor: what the stored weights are of the source's, where one is known; a power of two (or 1) rounds nothing.
-
-    Returns:
-        A bool tensor of the same shape.
-    """
-    wanted = source.double()
-    if factor is not None and factor.exponent is not None:
-        return pulled == wanted
-    if factor is None:
-        # Rounding moves a number by half an epsilon of itself at most, whatever the factor.
-        info = torch.finfo(source.dtype)
-        slack = wanted.abs().clamp(min=info.tiny) * (info.eps / 2)
-    else:
-        slack = half_ulp((wanted * float(factor)).to(source.dtype)) / float(factor)
-    # The pull-back itself divides in float64, which moves its last bit.
-    return (pulled - wanted).abs() <= slack + 2.0**-52 * wanted.abs()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Protocol
 
 import torch
@@ -50,10 +52,18 @@ def read_rows(tensors: Tensors, name: str, rows: Tensor) -> Tensor:
         return tensors.read(name, slice(0, 0))
     low, high = int(rows.min()), int(rows.max()) + 1
     if high - low <= 4 * len(rows):
-        return tensors.read(name, slice(low, high))[rows - low]
+        return _take(tensors.read(name, slice(low, high)), 0, rows - low)
     cuts = (rows.diff() != 1).nonzero().flatten().add(1).tolist()
     runs = zip([0, *cuts], [*cuts, len(rows)], strict=True)
     return torch.cat([tensors.read(name, slice(int(rows[a]), int(rows[b - 1]) + 1)) for a, b in runs])
+
+
+def _take(x: Tensor, d: int, index: Tensor) -> Tensor:
+    """The entries with these numbers along dim d, in this order: a view where they are neighbours."""
+    count = len(index)
+    if count and int(index[-1] - index[0]) == count - 1 and bool((index.diff() == 1).all()):
+        return x.narrow(d, int(index[0]), count)
+    return x[(slice(None),) * d + (index,)]
 
 
 def _spread(vectors: Sequence[Tensor]) -> list[Tensor]:
@@ -67,19 +77,18 @@ def _factors(places: Sequence[Places], which: Sequence[Tensor]) -> Tensor:
     for dim in places:
         products = [x * y for x in products for y in dim.factors]
     table = floats(products).reshape([len(dim.factors) for dim in places])
+    which = [w[:1] if len(w) and bool((w == w[0]).all()) else w for w in which]
     return table if len(products) == 1 else table[tuple(_spread(which))]
 
 
 def _old_entries(source: Tensors, name: str, index: Sequence[Tensor], but: int | None = None) -> Tensor:
-    """The source's entries at the product of these old indices (zeros or anything where there is none).
+    """The source's entries at the product of these old indices (anything where there is none).
 
     Dim `but` is left whole.
     """
-    taken = index[0] >= 0
-    rows = read_rows(source, name, index[0][taken])
-    old = rows if bool(taken.all()) else rows.new_zeros((len(taken), *rows.shape[1:])).index_put_((taken,), rows)
+    old = read_rows(source, name, index[0].clamp(min=0))
     for d, places in enumerate(index[1:], 1):
-        old = old if d == but else old.index_select(d, places.clamp(min=0))
+        old = old if d == but else _take(old, d, places.clamp(min=0))
     return old
 
 
@@ -100,19 +109,35 @@ def _means(source: Tensors, name: str, index: Sequence[Tensor], d: int) -> tuple
     return total / n, size * 2.0**-53
 
 
-def _differ(a: Tensor, b: Tensor, *, bits: bool) -> Tensor:
-    """Where two tensors of one dtype differ: in any bit, or in value (where zeros of either sign are one)."""
-    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
-    other = a.contiguous().view(integer) != b.contiguous().view(integer)
-    return other if bits else other & (a != b)
+def _bits(x: Tensor) -> Tensor:
+    return x.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
 
 
-def _say(name: str, start: int, bad: Tensor, new: Tensor, wanted: Tensor | None, why: str) -> str:
-    """What is wrong at the first bad entry of a piece that starts at row `start`."""
+def _holds(x: Tensor, state: int) -> bool:
+    """Whether new entries are all zero where they are shut, finite where they are open: one pass, no other tensor."""
+    if not x.numel():
+        return True
+    low, high = (float(end) for end in torch.aminmax(x))  # NaN where any entry is NaN
+    return low == high == 0 if state == SHUT else math.isfinite(low) and math.isfinite(high)
+
+
+def _say(
+    name: str,
+    start: int,
+    bad: Tensor,
+    new: Tensor,
+    wanted: Tensor | None,
+    why: str,
+    numbers: Sequence[Tensor] | None = None,
+) -> str:
+    """What is wrong at the first bad entry of a piece that starts at row `start`.
+
+    `numbers`: of each dim, which of the piece's are looked at; None for all.
+    """
     at = bad.nonzero()[0].tolist()
-    place = [at[0] + start, *at[1:]]
+    place = at if numbers is None else [int(of[k]) for of, k in zip(numbers, at, strict=True)]
     required = why if wanted is None else f"{float(wanted[tuple(at)])!r}, {why}"
-    return f"{name}{place}: found {float(new[tuple(at)])!r}; required {required}"
+    return f"{name}{[place[0] + start, *place[1:]]}: found {float(new[tuple(at)])!r}; required {required}"
 
 
 def check_new(target: Tensors, name: str, closed: bool) -> Found:
@@ -120,8 +145,8 @@ def check_new(target: Tensors, name: str, closed: bool) -> Found:
     found, shape = Found(fidelity="new"), target.shape(name)
     for rows in pieces(shape):
         new = target.read(name, rows)
-        bad = (new != 0) if closed else ~new.isfinite()
-        if bool(bad.any()):
+        if not _holds(new, SHUT if closed else OPEN):
+            bad = (new != 0) if closed else ~new.isfinite()
             why = "zero, for a new layer is closed where it writes the stream" if closed else "a finite number"
             found.wrong = _say(name, rows.start, bad, new, None, why)
             return found
@@ -148,26 +173,36 @@ def check_old(places: Sequence[Places], target: Tensors, name: str, source: Tens
     for rows in pieces(new):
         cut = [places[0].cut(rows), *places[1:]]
         piece = target.read(name, rows)
-        reached = torch.ones(piece.shape, dtype=torch.bool)
-        if not all(dim.whole for dim in cut):
-            states = _spread([dim.state for dim in cut])
-            state = states[0].expand(piece.shape)
-            for other in states[1:]:
-                state = torch.maximum(state, other)
-            shut, free, reached = state == SHUT, state == OPEN, state == REACHED
-            found.zero += int(shut.sum())
-            found.free += int(free.sum())
-            for bad, why in ((shut & (piece != 0), "zero"), (free & ~piece.isfinite(), "a finite number")):
-                if bool(bad.any()):
-                    found.wrong = _say(name, rows.start, bad, piece, None, f"{why} in a new entry")
-                    return found
-        if not sums:
-            found.wrong = _check_piece(cut, piece, reached, name, rows.start, source, source_name)
+        for state, numbers in _blocks(cut):
+            part = piece
+            for d, of in enumerate(numbers):
+                part = _take(part, d, of)
+            if state == REACHED:
+                if not sums:
+                    found.wrong = _check_block(cut, numbers, part, name, rows.start, source, source_name)
+            elif not _holds(part, state):
+                bad, why = (part != 0, "zero") if state == SHUT else (~part.isfinite(), "a finite number")
+                found.wrong = _say(name, rows.start, bad, part, None, f"{why} in a new entry", numbers)
             if found.wrong:
                 return found
+            found.zero += part.numel() * (state == SHUT)
+            found.free += part.numel() * (state == OPEN)
     if sums:
         found.wrong = _check_sums(places, target, name, source, source_name)
     return found
+
+
+def _blocks(cut: Sequence[Places]) -> list[tuple[int, tuple[Tensor, ...]]]:
+    """The entries of some rows by what they must be, what is zero first: a state, and the numbers of each dim.
+
+    In a block the channels of a dim are all means of old ones, or none is.
+    """
+    kinds = []
+    for dim in cut:
+        kind = 2 * dim.state.long() + (dim.source == MEAN)
+        kinds.append([(k // 2, (kind == k).nonzero().flatten()) for k in sorted(set(kind.tolist()))])
+    blocks = [(max(state for state, _ in one), tuple(of for _, of in one)) for one in product(*kinds)]
+    return sorted(blocks, key=lambda block: (SHUT, OPEN, REACHED).index(block[0]))
 
 
 def _fidelity(places: Sequence[Places]) -> str:
@@ -184,35 +219,41 @@ def _fidelity(places: Sequence[Places]) -> str:
     return "rounded" if any(f.exponent is None for f in products) else "scaled"
 
 
-def _check_piece(
-    cut: Sequence[Places], piece: Tensor, reached: Tensor, name: str, start: int, source: Tensors, source_name: str
+def _check_block(
+    cut: Sequence[Places],
+    numbers: Sequence[Tensor],
+    part: Tensor,
+    name: str,
+    start: int,
+    source: Tensors,
+    source_name: str,
 ) -> str | None:
-    """Compare the reached entries of some rows with the source's; says what is wrong."""
-    index = [dim.source for dim in cut]
-    factor = _factors(cut, [dim.factor for dim in cut])
-    exact = reached
-    for d, dim in enumerate(cut):
-        lies = dim.source == MEAN
-        if bool(lies.any()):
-            mean, slack = (x * factor for x in _means(source, source_name, index, d))
-            lies = lies.reshape([-1 if e == d else 1 for e in range(len(cut))])
-            within = ((mean - slack).to(piece.dtype) <= piece) & (piece <= (mean + slack).to(piece.dtype))
-            bad = reached & lies & ~within
-            if bool(bad.any()):
-                return _say(name, start, bad, piece, mean.expand(piece.shape), f"the mean of {source_name}")
-            exact = exact & ~lies
+    """Compare a block of reached entries with the source's; says what is wrong."""
+    index = [dim.source[of] for dim, of in zip(cut, numbers, strict=True)]
+    factor = _factors(cut, [dim.factor[of] for dim, of in zip(cut, numbers, strict=True)])
+    means = [d for d, places in enumerate(index) if bool((places == MEAN).any())]
+    for d in means:
+        mean, slack = (x * factor for x in _means(source, source_name, index, d))
+        bad = ~(((mean - slack).to(part.dtype) <= part) & (part <= (mean + slack).to(part.dtype)))
+        if bool(bad.any()):
+            return _say(name, start, bad, part, mean.expand(part.shape), f"the mean of {source_name}", numbers)
+    if means:
+        return None
     old = _old_entries(source, source_name, index)
     simple = all(dim.simple for dim in cut)
-    wanted = old.to(piece.dtype) if simple else (old.double() * factor).to(piece.dtype)
-    bad = exact & _differ(piece, wanted, bits=simple)
+    wanted = old.to(part.dtype) if simple else (old.double() * factor).to(part.dtype)
+    if torch.equal(_bits(part), _bits(wanted)) and (simple or _holds(part, OPEN)):
+        return None
+    bad = _bits(part) != _bits(wanted)
     if not simple:
-        bad |= exact & ~piece.isfinite() & old.isfinite()  # a factor may take a number past the largest
+        bad &= part != wanted  # zeros of either sign are one
+        bad |= ~part.isfinite() & old.isfinite()  # a factor may take a number past the largest
     if not bool(bad.any()):
         return None
     at = bad.nonzero()[0].tolist()
-    by = "" if simple else f" times {float(factor.expand(piece.shape)[tuple(at)])!r}"
+    by = "" if simple else f" times {float(factor.expand(part.shape)[tuple(at)])!r}"
     origin = [int(i[k]) for i, k in zip(index, at, strict=True)]
-    return _say(name, start, bad, piece, wanted, f"{source_name}{origin}{by}")
+    return _say(name, start, bad, part, wanted, f"{source_name}{origin}{by}", numbers)
 
 
 def _fold(x: Tensor, d: int, equation: Tensor, weight: Tensor, equations: int) -> Tensor:
@@ -256,17 +297,18 @@ def _check_sums(places: Sequence[Places], target: Tensors, name: str, source: Te
     return None
 
 
-def pull_back(places: Sequence[Places], target: Tensors, name: str) -> Tensor:
-    """R W' (writers) and W' E (readers), in float64: what the source's tensor must have been."""
-    shape = target.shape(name)
-    out = torch.zeros([dim.old for dim in places], dtype=torch.float64)
-    for rows in pieces(shape):
-        piece = target.read(name, rows).double()
-        cut = [places[0].cut(rows), *places[1:]]
-        for d in reversed(range(len(cut))):
-            read = torch.where(cut[d].pull != 0, cut[d].source, NONE)
-            piece = _fold(piece, d, read, cut[d].pull, cut[d].old) if d else piece
-        read = cut[0].pull != 0
-        weight = cut[0].pull[read].reshape([-1] + [1] * (piece.dim() - 1))
-        out.index_add_(0, cut[0].source[read], piece[read] * weight)
+def pull_back(places: Sequence[Places], target: Tensors, name: str, rows: slice | None = None) -> Tensor:
+    """R W' (writers) and W' E (readers), in float64: what the source's tensor, or those rows of it, must have been."""
+    first = places[0]
+    start, stop = (0, first.old) if rows is None else (rows.start, rows.stop)
+    out = torch.zeros([stop - start, *(dim.old for dim in places[1:])], dtype=torch.float64)
+    mine = ((first.pull != 0) & (first.source >= start) & (first.source < stop)).nonzero().flatten()
+    for part in pieces((len(mine), *target.shape(name)[1:])):
+        taken = mine[part]
+        piece = read_rows(target, name, taken).double()
+        for d in reversed(range(1, len(places))):
+            read = torch.where(places[d].pull != 0, places[d].source, NONE)
+            piece = _fold(piece, d, read, places[d].pull, places[d].old)
+        weight = first.pull[taken].reshape([-1] + [1] * (piece.dim() - 1))
+        out.index_add_(0, first.source[taken] - start, piece * weight)
     return out

@@ -20,7 +20,17 @@ from torch.utils._pytree import tree_leaves
 
 from growformer.errors import SourceError, UncheckedError
 
-__all__ = ["Float64", "build64", "build64_from", "require_float64", "stock_config", "stock_model", "true_float64"]
+__all__ = [
+    "Float64",
+    "build64",
+    "build64_from",
+    "model_class",
+    "require_complete",
+    "require_float64",
+    "stock_config",
+    "stock_model",
+    "true_float64",
+]
 
 # These give old bytes a new meaning; widening their dtype would corrupt the values instead of sharpening them.
 _REINTERPRET: frozenset[Callable[..., Any]] = frozenset({torch.Tensor.view, torch.frombuffer, torch.from_file})
@@ -202,7 +212,7 @@ def stock_config(source: Path | Mapping[str, Any]) -> transformers.PreTrainedCon
         raise SourceError(f"No stock model config can be read from {name}: {error}") from error
 
 
-def _model_class(config: transformers.PreTrainedConfig) -> Any:
+def model_class(config: transformers.PreTrainedConfig) -> Any:
     """The stock class that config.json names; a checkpoint that names none is taken for a causal language model."""
     for name in config.architectures or ():
         named = getattr(transformers, name, None)
@@ -247,7 +257,7 @@ def stock_model(
     state = None if tensors is None else dict(tensors)
     try:
         with _quiet():
-            model, report = _model_class(stock).from_pretrained(
+            model, report = model_class(stock).from_pretrained(
                 folder if state is None else None,
                 config=stock,
                 state_dict=state,
@@ -263,7 +273,12 @@ def stock_model(
     return model, report
 
 
-def _require_complete(report: Mapping[str, Any], what: str) -> None:
+def require_complete(report: Mapping[str, Any], what: str) -> None:
+    """Raise unless a loading report names no key.
+
+    Raises:
+        UncheckedError: naming the keys that are missing, unexpected or of another shape.
+    """
     found = {kind: sorted(map(str, keys)) for kind, keys in report.items() if keys}
     if found:
         details = "; ".join(f"{kind}: {', '.join(keys[:8])} ({len(keys)} in all)" for kind, keys in found.items())
@@ -330,6 +345,6 @@ def _build64(what: str, **source: Any) -> transformers.PreTrainedModel:
         model, report = stock_model(
             dtype=torch.float64, attn_implementation="eager", experts_implementation="eager", **source
         )
-    _require_complete(report, what)
+    require_complete(report, what)
     require_float64(model, what)
     return model

@@ -31,11 +31,13 @@ __all__ = [
     "Runtime",
     "combine",
     "compare_logits",
+    "compare_old",
     "fresh_process",
     "functional",
     "greedy",
     "load_report",
     "logits",
+    "logits64",
     "noise",
     "require",
     "runtime",
@@ -142,8 +144,9 @@ def compare_logits(a: torch.Tensor, b: torch.Tensor) -> Difference:
     largest = max_abs = squares = kl = 0.0
     agree = compared = positions = 0
     same_mask = True
-    # A row at a time: real vocabularies make each float64 temporary large.
-    for a_row, b_row in zip(*(torch.split(x.flatten(0, -2), 1024) for x in (a, b)), strict=True):
+    # A few rows at a time: real vocabularies make each float64 temporary large.
+    rows = min(1024, max(1, (1 << 20) // max(1, a.shape[-1])))
+    for a_row, b_row in zip(*(torch.split(x.flatten(0, -2), rows) for x in (a, b)), strict=True):
         open_ = ~_masked(a_row)
         same_mask &= bool((open_ == ~_masked(b_row)).all())
         x, y = a_row.double(), b_row.double()
@@ -166,7 +169,9 @@ def compare_logits(a: torch.Tensor, b: torch.Tensor) -> Difference:
 
 
 @torch.no_grad()
-def logits(model: transformers.PreTrainedModel, tokens: Inputs, batch: int = 8) -> torch.Tensor:
+def logits(
+    model: transformers.PreTrainedModel, tokens: Inputs, batch: int = 8, device: torch.device | None = None
+) -> torch.Tensor:
     """A model's output, on the CPU, in the dtype in which the model gives it.
 
     Args:
@@ -174,6 +179,7 @@ def logits(model: transformers.PreTrainedModel, tokens: Inputs, batch: int = 8) 
         tokens: [sequence, position] token ids (an encoder-decoder gets them on both sides), or other inputs by keyword;
             those that are floating point are cast to the model's dtype.
         batch: sequences per forward pass.
+        device: where the inputs go; None is where the model's first parameter is.
 
     Returns:
         [sequence, position, vocab] logits; the last hidden states of a model without a head.
@@ -184,7 +190,8 @@ def logits(model: transformers.PreTrainedModel, tokens: Inputs, batch: int = 8) 
     inputs = {"input_ids": tokens} if isinstance(tokens, torch.Tensor) else dict(tokens)
     if model.config.is_encoder_decoder and "input_ids" in inputs:
         inputs.setdefault("decoder_input_ids", inputs["input_ids"])
-    inputs = {k: x.to(model.device, model.dtype if x.is_floating_point() else x.dtype) for k, x in inputs.items()}
+    device = device or model.device
+    inputs = {k: x.to(device, model.dtype if x.is_floating_point() else x.dtype) for k, x in inputs.items()}
     # No cache, for it saves nothing in one pass; encoders do not take the keyword.
     options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
     parts = []
@@ -194,10 +201,11 @@ def logits(model: transformers.PreTrainedModel, tokens: Inputs, batch: int = 8) 
         if values is None:
             raise UncheckedError(f"{type(model).__name__} gives neither logits nor hidden states to compare.")
         parts.append(values.cpu())
-    return torch.cat(parts)
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _logits64(source: Path | Callable[[], transformers.PreTrainedModel], tokens: Inputs) -> torch.Tensor:
+def logits64(source: Path | Callable[[], transformers.PreTrainedModel], tokens: Inputs) -> torch.Tensor:
+    """The output, in true float64, of a folder's stock model, or of one that a function builds."""
     # The model lives in this frame only, so it is gone before the next one is built.
     model = build64(source) if isinstance(source, Path) else source()
     if not isinstance(tokens, torch.Tensor):
@@ -206,7 +214,7 @@ def _logits64(source: Path | Callable[[], transformers.PreTrainedModel], tokens:
         return logits(model, tokens)
 
 
-def _compare_old(a: torch.Tensor, b: torch.Tensor) -> Difference:
+def compare_old(a: torch.Tensor, b: torch.Tensor) -> Difference:
     """Compare over a's vocabulary: a grown vocabulary promises that the old logits stay, and says how many it adds."""
     new = b.shape[-1] - a.shape[-1]
     if new <= 0:
@@ -234,7 +242,7 @@ def functional(
     Raises:
         UncheckedError: anything narrower than float64 took part, or the outputs cannot be compared.
     """
-    return _compare_old(_logits64(src, tokens), _logits64(out, tokens))
+    return compare_old(logits64(src, tokens), logits64(out, tokens))
 
 
 def require(difference: Difference, bar: float, claim: str) -> None:
@@ -273,7 +281,7 @@ def runtime(src: Path, out: Path, tokens: Inputs, floor: NoiseFloor) -> Runtime:
     Returns:
         The difference and its ratio to the floor; ask `.passed`.
     """
-    return Runtime(_compare_old(_stored_logits(src, tokens), _stored_logits(out, tokens)), floor)
+    return Runtime(compare_old(_stored_logits(src, tokens), _stored_logits(out, tokens)), floor)
 
 
 def noise(
@@ -320,7 +328,7 @@ def greedy(folder: Path, prompt: str | list[int], n: int) -> list[int]:
         The new token ids.
     """
     if isinstance(prompt, str):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         prompt = list(tokenizer(prompt)["input_ids"])
     model, _ = stock_model(folder)
     ids = torch.tensor([prompt], device=model.device)

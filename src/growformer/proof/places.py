@@ -56,11 +56,6 @@ class Places:
     def sums(self) -> bool:
         return self.equations < int((self.equation >= 0).sum())
 
-    @property
-    def whole(self) -> bool:
-        """Every index is reached, by an old one of its own."""
-        return bool((self.source >= 0).all())
-
     def cut(self, rows: slice) -> Places:
         """The places of some of the new indices."""
         cut = (x[rows] for x in (self.source, self.state, self.factor, self.equation, self.weight, self.pull))
@@ -81,7 +76,9 @@ class Places:
 
 
 def floats(factors: Sequence[Factor | None]) -> Tensor:
-    return torch.tensor([0.0 if f is None else float(f) for f in factors], dtype=torch.float64)
+    # An axis repeats a few factors thousands of times, and each root is taken with big integers.
+    value = {id(f): 0.0 if f is None else float(f) for f in {id(f): f for f in factors}.values()}
+    return torch.tensor([value[id(f)] for f in factors], dtype=torch.float64)
 
 
 def _places(

@@ -39,7 +39,7 @@ def _text_ids(folder: Path, vocab: int) -> tuple[list[int], str]:
 
     text = resources.files("growformer.proof").joinpath("probe.txt").read_text(encoding="utf-8")
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     # Tokenizers fail in as many ways as there are of them, and random tokens are a sound second choice.
     except Exception as error:

@@ -1,0 +1,69 @@
+"""The growth that is to be proved: its plan, its two folders, their configs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from growformer.algebra import Family, TensorPattern
+from growformer.checkpoint import TensorFiles
+from growformer.planning import Plan
+
+if TYPE_CHECKING:
+    from growformer.proof.certificate import FileTensors
+
+
+@dataclass(frozen=True)
+class Case:
+    """One growth to prove.
+
+    Attributes:
+        family: the model family.
+        plan: as made, or as the receipt holds it.
+        source, target: the two folders.
+        source_full: the source's config with the class's defaults filled in.
+        target_config: what the target's config.json holds.
+    """
+
+    family: Family
+    plan: Plan
+    source: Path
+    target: Path
+    source_full: Mapping[str, Any]
+    target_config: Mapping[str, Any]
+
+    @cached_property
+    def prefix(self) -> str:
+        """What patterns have before names that a bare backbone's checkpoint leaves out."""
+        with TensorFiles.open(self.source) as files:
+            bare = self.family.prefix and not any(name.startswith(self.family.prefix) for name in files)
+        return self.family.prefix if bare else ""
+
+    def pattern(self, name: str) -> TensorPattern:
+        """The pattern of a tensor on disk."""
+        head = self.family.tied is not None and name == self.family.tied.head
+        return self.family.find(name if head else self.prefix + name)[1]
+
+    @contextmanager
+    def open(self) -> Iterator[tuple[FileTensors, FileTensors]]:
+        """The tensors of the source and of the target."""
+        from growformer.proof.certificate import FileTensors
+
+        with TensorFiles.open(self.source) as source, TensorFiles.open(self.target) as target:
+            yield FileTensors(source), FileTensors(target)
+
+
+def stored_bytes(folder: Path) -> int:
+    """What the tensors of a folder take as they are stored."""
+    with TensorFiles.open(folder) as files:
+        return sum(info.stop - info.start for info in files.values())
+
+
+def stored_dtypes(folder: Path) -> set[str]:
+    """The dtypes of a folder's tensors, as the format names them."""
+    with TensorFiles.open(folder) as files:
+        return {info.dtype for info in files.values()}
