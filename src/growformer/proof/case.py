@@ -15,6 +15,7 @@ from growformer.planning import Plan
 
 if TYPE_CHECKING:
     from growformer.proof.certificate import FileTensors
+    from growformer.proof.equations import Tensors
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,19 @@ class Case:
         with TensorFiles.open(self.source) as files:
             bare = self.family.prefix and not any(name.startswith(self.family.prefix) for name in files)
         return self.family.prefix if bare else ""
+
+    def told(self, source: Tensors, target: Tensors) -> dict[str, Any]:
+        """All that a certificate is told, and nothing of the plan's blocks: lifts, layers, the two folders, configs."""
+        return {
+            "family": self.family,
+            "axes": self.plan.axes,
+            "layers": self.plan.layers,
+            "source": source,
+            "target": target,
+            "source_config": self.plan.source_config,
+            "target_config": self.target_config,
+            "source_full": self.source_full,
+        }
 
     def pattern(self, name: str) -> TensorPattern:
         """The pattern of a tensor on disk."""

@@ -7,8 +7,11 @@ equations). A plan's blocks are never read.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -270,6 +273,19 @@ def _root(factor: Factor) -> Factor | None:
     return None if text.startswith("sqrt") else Factor.parse(text)
 
 
+@contextmanager
+def _workers() -> Iterator[ThreadPoolExecutor]:
+    """Threads that look at a tensor each. Torch's own threads would wait in every small step for a core that is busy
+    elsewhere (a folder is hashed meanwhile), which has cost ten times the work itself."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(before)
+
+
 def certify(
     family: Family,
     axes: Mapping[str, Mapping[str, Any]],
@@ -308,22 +324,29 @@ def certify(
         paired |= case.check_qk(q, k)
     fidelity: Counter[str] = Counter()
     stated = str(target_config.get("dtype") or target_config.get("torch_dtype")).removeprefix("torch.")
-    for name, tensor in tensors.items():
+
+    def look(tensor: Placed) -> tuple[Found, torch.dtype, torch.dtype]:
+        name = tensor.name
         dtype, old = target.dtype(name), source.dtype(tensor.source or next(iter(case.old)))
         if dtype != old and str(dtype) != f"torch.{stated}":
-            result.failures.append(f"{name}: dtype {dtype}; required {old}, or the config's dtype {stated!r}")
-            continue
+            wrong = f"{name}: dtype {dtype}; required {old}, or the config's dtype {stated!r}"
+            return Found(wrong, fidelity=""), dtype, old
         try:
-            found = paired[name][1] if name in paired else case.check(tensor)
+            return paired[name][1] if name in paired else case.check(tensor), dtype, old
         except ValueError as error:
-            found = Found(wrong=f"{name}: {error}")
-        if found.fidelity in ("identical", "scaled") and torch.promote_types(dtype, old) != dtype:
-            found.fidelity = "rounded"
-        result.tensors += 1
-        result.zero_entries += found.zero
-        result.free_entries += found.free
-        fidelity[found.fidelity] += 1
-        if found.wrong:
-            result.failures.append(found.wrong)
+            return Found(f"{name}: {error}"), dtype, old
+
+    with _workers() as pool:
+        for found, dtype, old in pool.map(look, tensors.values()):
+            if found.wrong:
+                result.failures.append(found.wrong)
+            if not found.fidelity:  # of another dtype: not looked at
+                continue
+            if found.fidelity in ("identical", "scaled") and torch.promote_types(dtype, old) != dtype:
+                found.fidelity = "rounded"
+            result.tensors += 1
+            result.zero_entries += found.zero
+            result.free_entries += found.free
+            fidelity[found.fidelity] += 1
     result.counts |= fidelity
     return result

@@ -79,16 +79,7 @@ def stored(outputs: Outputs, measured: dict[str, Any]) -> Claim:
 
     case = outputs.case
     with case.open() as (source, target):
-        back = PulledBack(
-            case.family,
-            case.plan.axes,
-            case.plan.layers,
-            source,
-            target,
-            case.plan.source_config,
-            case.target_config,
-            source_full=case.source_full,
-        )
+        back = PulledBack(**case.told(source, target))
         pulled = outputs.tensors(case.source_full, back)
     grown = outputs.folder(case.target)
     difference, to_source = compare_old(pulled, grown), compare_old(outputs.folder(case.source), grown)

@@ -91,16 +91,7 @@ def _structure(case: Case, measured: dict[str, Any]) -> Claim:
     from growformer.proof.certificate import certify
 
     with case.open() as (source, target):
-        certificate = certify(
-            case.family,
-            case.plan.axes,
-            case.plan.layers,
-            source,
-            target,
-            case.plan.source_config,
-            case.target_config,
-            source_full=case.source_full,
-        )
+        certificate = certify(**case.told(source, target))
     measured["structure"] = {"tensors": certificate.tensors, **certificate.counts}
     counts = certificate.counts
     found = (
