@@ -22,6 +22,7 @@ from growformer.checkpoint import (
     new_folder,
     parse_size,
     sha256,
+    torch_dtype,
     write_card,
     write_config,
 )
@@ -120,7 +121,15 @@ def expand_checkpoint(
                 progress("write", done, total)
 
             stds = stream(
-                made, files, folder, specs, max_shard_bytes=shard, memory=room, threads=workers, progress=wrote
+                made,
+                files,
+                folder,
+                specs,
+                dtype=None if storage is None else torch_dtype(storage),
+                max_shard_bytes=shard,
+                memory=room,
+                threads=workers,
+                progress=wrote,
             )
             _require_finite(src, stds)
             write_config(folder, config)

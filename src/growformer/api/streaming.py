@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import os
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from growformer.checkpoint import FolderWriter, TensorFiles, TensorSpec
 from growformer.checkpoint.journal import Journal, checksum
 from growformer.checkpoint.writer import as_bytes
 from growformer.errors import RequestError, SourceError
 from growformer.planning import Applier, Plan, TensorPlan
+
+if TYPE_CHECKING:
+    import torch
 
 BUSY = 8
 """A block in the making takes at most this many times its bytes in float32: draws, float64 products, the result."""
@@ -58,6 +60,7 @@ def stream(
     folder: Path,
     specs: list[TensorSpec],
     *,
+    dtype: torch.dtype | None = None,
     max_shard_bytes: int,
     memory: int,
     threads: int,
@@ -70,6 +73,7 @@ def stream(
         files: the source, open.
         folder: where to write; blocks that a journal in it vouches for are kept.
         specs: the target's tensors with their storage dtypes, in the plan's order.
+        dtype: storage dtype of every tensor, as the specs have it; None where each keeps its source's.
         max_shard_bytes: limit of a file's tensors in bytes.
         memory: bytes that the blocks in the making may take together.
         threads: how many work at once.
@@ -87,14 +91,13 @@ def stream(
     said = hashlib.sha256(plan.dumps().encode()).hexdigest()
     run = {"plan": said, "source": before, "shard": max_shard_bytes, "dtypes": [spec.dtype for spec in specs]}
     size = block_bytes(memory, threads)
-    appliers = _Appliers(plan, files, stored)
+    applier = Applier(plan, files.read, dtype)
     with _one_torch_thread(), FolderWriter(folder, specs, max_shard_bytes, resume=True) as writer:
         journal = Journal(folder, run)
         whole = False
         try:
             with ThreadPoolExecutor(threads) as pool:
-                first = appliers.of(plan.tensors[0])
-                for _ in _all(pool, threads, ((first.measure, need) for need in first.measured())):
+                for _ in _all(pool, threads, ((applier.measure, need) for need in applier.measured())):
                     pass
 
                 def block(tensor: TensorPlan, start: int, stop: int) -> int:
@@ -104,7 +107,7 @@ def stream(
                         there = writer.read(spec, start, stop - start)
                         if checksum(there) == known:
                             return len(there)
-                    data = as_bytes(appliers.of(tensor).piece(tensor, start, stop))
+                    data = as_bytes(applier.piece(tensor, start, stop))
                     writer.write(spec, start, data)
                     journal.add(tensor.name, start, stop, checksum(data))
                     return len(data)
@@ -118,26 +121,7 @@ def stream(
             whole = True
         finally:
             journal.close(remove=whole)
-    return first.stds
-
-
-class _Appliers:
-    """One Applier for each storage dtype, sharing what was measured."""
-
-    def __init__(self, plan: Plan, files: TensorFiles, stored: dict[str, TensorSpec]) -> None:
-        self.plan, self.files, self.stored = plan, files, stored
-        self.made: dict[str, Applier] = {}
-        self.lock = threading.Lock()
-
-    def of(self, tensor: TensorPlan) -> Applier:
-        from growformer.checkpoint import torch_dtype
-
-        name = self.stored[tensor.name].dtype
-        with self.lock:
-            if name not in self.made:
-                self.made[name] = Applier(self.plan, self.files.read, torch_dtype(name))
-                self.made[name].stds = next(iter(self.made.values())).stds
-            return self.made[name]
+    return applier.stds
 
 
 def _all(
