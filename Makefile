@@ -9,14 +9,15 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help venv .venv demo check format test test-all clean
+.PHONY: help venv .venv demo check format families test test-all clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo      train a small Llama, grow every axis in mid-run, prove each growth, write a report"
 	@echo "make check     lint, format, types, import layers, public names"
 	@echo "make test      check, then the tests"
-	@echo "make test-all  check, then every test, the slow ones too"
+	@echo "make test-all  check, every family, then every test, the slow ones too"
+	@echo "make families  grow and prove every family; writes its results and docs/families.md"
 	@echo "make format    fix what the linter and the formatter can fix"
 	@echo "make clean     remove what was built, .venv too"
 
@@ -45,7 +46,11 @@ format: $(STAMP)
 test: check
 	$(BIN)/pytest -q -n $(JOBS) --dist loadscope --hypothesis-profile=ci $(ARGS)
 
-test-all: check
+# Two processes a family: one grows, one proves.
+families: $(STAMP)
+	$(BIN)/python -m tests.families.sweep --jobs $(JOBS)
+
+test-all: check families
 	$(BIN)/pytest -q -n $(JOBS) --dist loadscope -m "" $(ARGS)
 
 clean:

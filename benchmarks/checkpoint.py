@@ -168,7 +168,10 @@ def make_source(folder: Path, config: dict[str, Any]) -> None:
 
 
 def phases(source: Path, out: Path, words: Sequence[str], flags: dict[str, Any]) -> dict[str, float]:
-    """Seconds that `expand_checkpoint` plans, writes, and proves and hashes, told apart by what it reports."""
+    """Seconds that `expand_checkpoint` plans, writes, and finishes, told apart by what it reports.
+
+    Each tensor is checked and hashed as soon as it is written; what is left for the end is to collect what was found.
+    """
     from growformer import api
 
     marks = {"start": time.perf_counter()}
@@ -179,13 +182,13 @@ def phases(source: Path, out: Path, words: Sequence[str], flags: dict[str, Any])
             marks.setdefault("planned", now)
         else:
             # Between the last bytes and the first claim the files are forced to disk.
-            marks.setdefault("proving", now)
+            marks.setdefault("written", now)
 
     request: dict[str, Any] = {key: int(value) for key, value in (word.split("=") for word in words)}
     api.expand_checkpoint(source, out, prove_level="structure", max_shard_size=SHARD, progress=told, **request, **flags)
     end = time.perf_counter()
-    at = [marks["start"], marks["planned"], marks["proving"], end]
-    return {what: b - a for what, a, b in zip(("plan", "write", "prove and hash"), at, at[1:], strict=False)}
+    at = [marks["start"], marks["planned"], marks["written"], end]
+    return {what: b - a for what, a, b in zip(("plan", "write, check and hash", "finish"), at, at[1:], strict=False)}
 
 
 def mergekit_yaml(source: Path, old: int, new: int) -> str:

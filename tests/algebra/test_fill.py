@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from growformer.algebra import Factor, Fill
-from growformer.algebra.fill import PIECE, draw, quantiles
+from growformer.algebra.fill import PIECE, draw, numbers, quantiles, shares
 
 SHAPE = (5, PIECE // 2)
 TOTAL = 5 * (PIECE // 2)
@@ -103,3 +103,49 @@ def test_draws_follow_the_normal() -> None:
     distance = np.abs(normal - np.arange(0, len(values), 64) / len(values)).max()
     assert distance < 1.95 / len(values) ** 0.5
     assert np.abs(normal - np.linspace(0, 1, len(normal)) ** 1.02).max() > 1.95 / len(values) ** 0.5
+
+
+# --- shares ----------------------------------------------------------------------------------------------------------
+
+EVERY = np.arange(2**16, dtype=np.uint16)
+"""Every 16 bits that an entry can draw."""
+
+
+@pytest.mark.parametrize("m", range(2, 8))
+def test_shares_of_any_entry_add_up_to_one(m: int) -> None:
+    parts = [shares(EVERY, k, m) for k in range(m)]
+    assert np.array_equal(sum(parts), np.ones(2**16))
+    # Parts that round nothing, each of which comes up.
+    assert all(set(np.unique(part)) == {0.0, 0.5, 1.0} for part in parts)
+
+
+@pytest.mark.parametrize("m", range(2, 8))
+def test_no_two_copies_have_the_same_shares(m: int) -> None:
+    parts = [shares(EVERY, k, m) for k in range(m)]
+    for one, other in itertools.combinations(parts, 2):
+        # Copies k and l agree on an entry where both of its draws miss them, or each has one.
+        agree = ((m - 2) / m) ** 2 + 2 / m**2
+        assert abs(float(np.mean(one == other)) - agree) < 0.02
+    # Each copy has as much as any other, to the resolution of 8 bits.
+    assert all(abs(float(part.mean()) - 1 / m) <= 1 / 256 for part in parts)
+
+
+@pytest.mark.parametrize("m", [8, 200, 256])
+def test_shares_of_many_copies_add_up_too(m: int) -> None:
+    assert np.array_equal(sum(shares(EVERY, k, m) for k in range(m)), np.ones(2**16))
+
+
+@given(st.lists(st.integers(0, TOTAL), max_size=6), st.integers(2, 7))
+def test_shares_do_not_depend_on_the_windows_they_are_cut_into(cuts: list[int], m: int) -> None:
+    whole = shares(numbers(7, "layers.0.w2", SHAPE, 0, TOTAL), 1, m)
+    edges = [0, *sorted(cuts), TOTAL]
+    parts = [shares(numbers(7, "layers.0.w2", SHAPE, a, b), 1, m) for a, b in itertools.pairwise(edges)]
+    assert np.array_equal(np.concatenate(parts), whole)
+
+
+def test_both_bytes_of_a_number_are_as_likely_as_any() -> None:
+    # Chi-squared over 256 values of a byte: 255 +- 22.6; six deviations at a fixed seed.
+    drawn = numbers(7, "layers.0.w2", SHAPE, 0, TOTAL)
+    for byte in (drawn & 255, drawn >> 8):
+        count = np.bincount(byte, minlength=256)
+        assert abs(float(((count - TOTAL / 256) ** 2 / (TOTAL / 256)).sum()) - 255) < 6 * 510**0.5

@@ -2,7 +2,7 @@
 
 import pytest
 
-from growformer.algebra import Atom, Dim, Lift, NamePattern, TensorPattern
+from growformer.algebra import RAW, WILD, Atom, Dim, Lift, NamePattern, TensorPattern
 from growformer.errors import PatternError
 
 SIZES = {
@@ -21,6 +21,8 @@ SIZES = {
     "patch": 14,
     "buckets": 10,
     "pooled": 11,
+    "experts": 13,
+    WILD: 21,
 }
 
 
@@ -55,8 +57,14 @@ EXAMPLES = {
     "qk: * key": (4,),
     "scale: * hidden": (12,),
     "pre: + hidden": (12,),
-    # The part of the mixture-of-experts example that one expert's matrix is.
-    "hidden -> (mlp (gate: 1 | up: 1))": (12, 34),
+    "[experts] hidden -> (mlp (gate: 1 | up: 1))": (13, 12, 34),
+    "hidden <- [experts] mlp": (12, 13, 17),
+    "-> [experts] mlp": (13, 17),
+    "_ <- hidden": (21, 12),
+    "_ -> (q: heads)": (21, 6),
+    "(q: heads key) <- (raw: hidden)": (24, 12),
+    "-> 1 vocab": (1, 23),
+    ".": (),
 }
 
 
@@ -65,9 +73,48 @@ def test_examples_have_the_shapes_they_mean(text: str) -> None:
     assert shape(text) == EXAMPLES[text]
 
 
-def test_index_dims_are_refused_where_they_stand() -> None:
-    with pytest.raises(PatternError, match=r"expected a name.* at '\[experts\] hidden"):
-        TensorPattern.parse("[experts] hidden -> (mlp (gate: 1 | up: 1))")
+def index_stands(text: str) -> list[tuple[str | int, str, bool]]:
+    pattern = TensorPattern.parse(text).indexed(("hidden", "other"))
+    return [(atom.axis, atom.stand, atom.index) for atom in pattern.atoms()]
+
+
+@pytest.mark.parametrize(
+    ("text", "stand"),
+    [
+        ("[experts] mlp <- hidden", "write"),
+        ("[experts] hidden -> (mlp (gate: 1 | up: 1))", "write"),  # in the text's order it stands with what is read
+        ("-> [experts] mlp", "write"),
+        ("hidden <- [experts] mlp", "read"),
+        ("[experts] mlp -> hidden", "read"),
+        ("other <- [experts] mlp", "read"),
+        ("-> [experts] hidden", "read"),
+        ("[experts] hidden <- mlp", "read"),
+    ],
+)
+def test_an_index_stands_where_the_stream_says(text: str, stand: str) -> None:
+    index = [(axis, how) for axis, how, is_index in index_stands(text) if is_index]
+    assert index == [("experts", stand)]
+    # Nothing else is touched.
+    plain = [(atom.axis, atom.stand) for atom in TensorPattern.parse(text).atoms() if not atom.index]
+    assert [(axis, how) for axis, how, is_index in index_stands(text) if not is_index] == plain
+    assert TensorPattern.parse(text).indexed(("hidden", "other")).text == text
+
+
+def test_without_a_stream_nothing_reads_an_index() -> None:
+    pattern = TensorPattern.parse("hidden <- [experts] mlp").indexed(())
+    assert [atom.stand for atom in pattern.atoms() if atom.index] == ["write"]
+
+
+def test_a_wild_dim_is_no_axis_and_a_raw_one_has_a_role() -> None:
+    assert TensorPattern.parse("_ <- hidden").axes() == {"hidden"}
+    assert standing("_ -> (q: heads)") == [(WILD, "read", None), ("heads", "write", "q")]
+    assert standing("(q: heads key) <- (raw: hidden)")[-1] == ("hidden", "read", RAW)
+
+
+def test_a_scalar_has_no_dims() -> None:
+    assert TensorPattern.parse(" . ").dims == ()
+    assert TensorPattern.parse(".").axes() == set()
+    assert TensorPattern.parse(".").indexed(("hidden",)).dims == ()
 
 
 def test_the_arrow_says_who_reads() -> None:
@@ -129,6 +176,11 @@ def test_the_lift_of_a_dim_is_put_together_from_its_axes() -> None:
         ("mlp <- hidden / 2", "a name, a number", "/ 2"),
         ("mlp <- * hidden", "an axis, a number or (", "* hidden"),
         ("mlp {layer} <- hidden", "a name, a number", "{layer} <- hidden"),
+        ("[experts <- hidden", "]", "<- hidden"),
+        ("[(experts)] <- hidden", "an axis, a number or (", "(experts)] <- hidden"),
+        ("[] mlp <- hidden", "an axis, a number or (", "] mlp <- hidden"),
+        ("experts] <- hidden", "an axis, a number or (", "] <- hidden"),
+        (". <- hidden", "an axis, a number or (", ". <- hidden"),
     ],
 )
 def test_errors_point_at_the_place(text: str, wanted: str, at: str) -> None:

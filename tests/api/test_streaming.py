@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from growformer import api
 from growformer.api import streaming
 from growformer.api.streaming import block_bytes, stream
-from growformer.checkpoint import TensorFiles, TensorSpec, sha256
+from growformer.checkpoint import FolderWriter, Receipt, TensorFiles, TensorSpec, sha256
 from growformer.checkpoint.journal import JOURNAL, Journal, checksum
-from growformer.errors import SourceError, TargetError
-from growformer.planning import Plan, apply
+from growformer.errors import ChangedError, SourceError, TargetError
+from growformer.planning import Applier, Plan, apply
 from tests.api.forked import forked
 from tests.tiny import save
 
@@ -114,6 +114,76 @@ def test_killed_and_resumed_gives_the_same_bits(
         assert sha256(out / "model.safetensors") == wanted
         assert not partial.exists()
     assert partials == 6
+
+
+def test_a_resumed_run_may_cut_its_shards_elsewhere(
+    src: Path, tmp_path: Path, small_blocks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    _expand(src, whole, max_shard_size="500KB")
+    partial = tmp_path / ".out.partial"
+
+    def lines() -> int:
+        journal = partial / JOURNAL
+        return journal.read_text().count("\n") if journal.is_file() else 0
+
+    plain = Journal.add
+    monkeypatch.setattr(Journal, "add", lambda self, *block: (plain(self, *block), time.sleep(0.002)))
+    forked(lambda: _expand(src, out, max_shard_size="100KB"), lambda: lines() > 20)
+    left = {path.name for path in partial.glob("*.safetensors")}
+    monkeypatch.undo()
+    _expand(src, out, max_shard_size="500KB", resume=True)
+    files = {path.name: sha256(path) for path in out.glob("*.safetensors")}
+    assert left and not left & set(files)
+    assert files == {path.name: sha256(path) for path in whole.glob("*.safetensors")}
+    hashes = Receipt.read(out).target["files"]
+    assert {name: hashes[name] for name in files} == files
+
+
+def test_a_byte_that_goes_wrong_on_its_way_to_disk_is_found(
+    src: Path, tmp_path: Path, small_blocks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, damaged = FolderWriter.write, list[str]()
+
+    def damaging(self: FolderWriter, spec: TensorSpec, row: int, data: memoryview) -> None:
+        data = memoryview(bytearray(data))
+        if not damaged and spec.name.endswith("layers.0.mlp.up_proj.weight"):
+            damaged.append(spec.name)
+            data[0] ^= 1
+        plain(self, spec, row, data)
+
+    monkeypatch.setattr(FolderWriter, "write", damaging)
+    with pytest.raises(ChangedError, match=r"layers\.0\.mlp\.up_proj\.weight\[\d+, 0\]: found"):
+        _expand(src, tmp_path / "out")
+    assert damaged
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_figures_are_those_of_numpy_to_the_last_bit(src: Path) -> None:
+    tensors = tensors_of(src)
+    made = api.plan(src, **REQUEST)
+    applier = Applier(made, lambda name, rows: tensors[name] if rows is None else tensors[name][rows])
+    kinds = dict(applier.measured())
+    assert set(kinds.values()) == {"normal", "mean"}
+    for name, kind in kinds.items():
+        values = tensors[name].double().numpy()
+        assert values.size <= 1 << 20, "one piece, or the sums would be those of its pieces"
+        assert applier.measure(name, kind) == (values.mean() if kind == "mean" else values.var() ** 0.5), name
+
+
+def test_the_hashes_of_the_receipt_are_those_of_the_files(src: Path, tmp_path: Path, small_blocks: None) -> None:
+    _expand(src, tmp_path / "out", max_shard_size="300KB", threads=3)
+    receipt = Receipt.read(tmp_path / "out")
+    assert receipt.check_files(tmp_path / "out", "target") == receipt.check_files(src, "source") == []
+    assert len([name for name in receipt.target["files"] if name.endswith(".safetensors")]) > 3
+
+
+def test_cores_are_counted_where_the_system_does_not_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert streaming.cores() == len(os.sched_getaffinity(0))
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    assert streaming.cores() == streaming.threads_of(None) == 3
+    assert streaming.threads_of(5) == 5
 
 
 def _stream(src: Path, folder: Path, made: Plan, written: list[int]) -> None:

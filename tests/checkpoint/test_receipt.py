@@ -23,7 +23,7 @@ def some_receipt(**changes: Any) -> Receipt:
         "source": {"path": "src", "files": {"model.safetensors": "00"}},
         "target": {"files": {"model.safetensors": "11"}},
         "axes": {"hidden": {"old": 12, "new": 24, "factor": [1, 2]}},
-        "layers": [0, None, 1],
+        "layers": {"layer": [0, None, 1]},
         "plan": {"tensors": [{"name": "w"}]},
         "fidelity": {"identical": 4, "rounded": 2},
         "dead": ["lm_head: tied"],

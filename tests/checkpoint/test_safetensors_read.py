@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from growformer.checkpoint import TensorFiles, TensorInfo, require_growable
+from growformer.checkpoint import RowReader, TensorFiles, TensorInfo, require_growable
 from growformer.errors import SourceError
 
 INDEX = "model.safetensors.index.json"
@@ -79,6 +80,26 @@ def test_rows_outside_the_tensor_are_refused(tmp_path: Path, rows: slice) -> Non
             files.read("a.matrix", rows)
         with pytest.raises(ValueError, match="scalar: rows"):
             files.read("scalar", slice(0, 0))
+
+
+def test_a_row_reader_reads_the_same_into_memory_of_its_thread(tmp_path: Path) -> None:
+    tensors = some_tensors()
+    save_file(tensors, tmp_path / "model.safetensors")
+    with TensorFiles.open(tmp_path) as files, ThreadPoolExecutor(1) as other:
+        reader = RowReader(files)
+        for rows in (slice(1, 4), slice(2, 3), slice(0, 5), slice(5, 5)):
+            for name in ("a.matrix", "ids"):
+                assert torch.equal(reader.read(name, rows), tensors[name][rows]), (name, rows)
+        held = reader.read("a.matrix", slice(0, 5))
+        assert torch.equal(reader.read("a.matrix", slice(2, 4)), held[2:4])
+        # Another thread's reads, and whole tensors, leave it alone; this thread's next read does not.
+        assert torch.equal(other.submit(reader.read, "ids", slice(0, 11)).result(), tensors["ids"])
+        assert torch.equal(reader.read("scalar"), tensors["scalar"])
+        assert torch.equal(held, tensors["a.matrix"])
+        reader.read("ids", slice(0, 11))
+        assert not torch.equal(held, tensors["a.matrix"])
+        with pytest.raises(ValueError, match="rows"):
+            reader.read("ids", slice(0, 12))
 
 
 def test_closed_files_are_not_read(tmp_path: Path) -> None:

@@ -28,12 +28,12 @@ PARAMETERS = ("source", "src", "out", "self", "method", "seed", "layers_at", "dt
 
 # fmt: off
 REQUESTS = [
-    ("", "nothing was asked; llama grows by hidden_size=SIZE, .*num_hidden_layers=SIZE"),
+    ("", "nothing was asked; llama grows by hidden_size=SIZE, .*num_hidden_layers=SIZE, vocab_size=SIZE"),
     ("hiden_size=48", "unknown key hiden_size: did you mean hidden_size"),
     ("n_embd=48", "unknown key n_embd: did you mean hidden_size"),
     ("layers=5", "unknown key layers: did you mean num_hidden_layers"),
     ("zzz=48", "unknown key zzz: llama grows by hidden_size, "),
-    ("vocab_size=99", "vocab_size: the vocab axis is not grown by this version; llama grows by hidden_size"),
+    ("vocab_size=36", "vocab_size=36 is smaller than the source's 37; growing never takes away"),
     *((f"{key}=1", f"unknown key {key}: ") for key in PARAMETERS),
     ("hidden_size=big", "hidden_size=big: a size is a whole number, such as hidden_size=1024"),
     ("hidden_size=48.0", "hidden_size=48.0: a size is a whole number"),
@@ -69,7 +69,7 @@ GPT2_REQUESTS = [
     ("hidden_size=48", "unknown key hidden_size: did you mean n_embd"),
     ("num_attention_heads=8", "unknown key num_attention_heads: did you mean n_head"),
     ("head_dim=9", "head_dim: gpt2 has no such field: its head size is n_embd / n_head; ask for n_embd="),
-    ("n_positions=64", "n_positions: the positions axis is not grown by this version"),
+    ("n_positions=16", "n_positions=16 is smaller than the source's 32; growing never takes away"),
     ("n_embd=26", "n_embd=26 is no multiple of n_head=4; n_embd=28 works"),
     ("n_embd=25 n_head=6", "n_embd=25 is no multiple of n_head=6; n_embd=36 works"),
     ("n_embd=24 n_head=12", "makes the head size 2, smaller than the source's 6; n_embd=72 works"),
@@ -285,7 +285,7 @@ TO = [
     ({}, "to.json: every size is the source's own, so nothing is asked"),
     ({"hidden_size": 12}, "hidden_size=12 is smaller than the source's 24"),
     ({"hidden_size": "48"}, "to.json: transformers' LlamaConfig refuses it: .*'hidden_size' expected int, got str"),
-    (WIDER | {"vocab_size": 50}, "to.json: vocab_size is 50 and the source's is 37; it is no size"),
+    (WIDER | {"attention_dropout": 0.5}, "to.json: attention_dropout is 0.5 and the source's is 0.0; it is no size"),
     (WIDER | {"hidden_act": "gelu"}, "to.json: hidden_act is 'gelu' and the source's is 'silu'"),
     (WIDER | {"tie_word_embeddings": True}, "to.json: tie_word_embeddings is True and the source's is False"),
     (WIDER | {"rms_norm_eps": 1e-2}, "rms_norm_eps is 0.01, and growth to its sizes makes it 0.0005"),

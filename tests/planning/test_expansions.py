@@ -189,7 +189,7 @@ def test_the_plan_has_exactly_the_grown_model_s_tensors() -> None:
         assert {tensor.name: tensor.shape for tensor in plan.tensors} == shapes_of(after)
         assert ReferenceConfig.from_dict(plan.target_config) == after
         assert ReferenceConfig.from_dict(plan.source_config) == config
-        assert plan.layers == (0, None, 1, None)
+        assert plan.layers == {"layer": (0, None, 1, None)}
         assert Plan.from_json(json.loads(plan.dumps())).tensors == plan.tensors
 
 

@@ -107,7 +107,7 @@ class Growth:
 
     family: Family
     axes: dict[str, Any]
-    layers: list[int | None]
+    layers: Any
     source: dict[str, Tensor]
     target: dict[str, Tensor]
     source_config: dict[str, Any]

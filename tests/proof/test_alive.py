@@ -11,9 +11,10 @@ import transformers
 from safetensors.torch import load_file
 
 from growformer.errors import UncheckedError
-from growformer.proof import alive
+from growformer.proof import alive, loss
 from growformer.proof.alive import covering_tokens, dead_entries, next_token_loss, parameter_masks
 from growformer.proof.float64 import build64, build64_from, stock_model
+from growformer.proof.loss import output_loss
 
 VOCAB, HIDDEN, MLP, OLD_MLP, POSITIONS = 41, 12, 26, 17, 9
 NEW = MLP - OLD_MLP
@@ -161,12 +162,12 @@ def test_data_that_is_cut_for_memory_gives_the_same_counts(llama: Any, monkeypat
     whole = dead_entries(llama, masks, TOKENS)
     rows: list[int] = []
 
-    def spy(tokens: torch.Tensor) -> alive.Loss:
-        rows.append(len(tokens))
-        return next_token_loss(tokens)
+    def spy(inputs: dict[str, torch.Tensor]) -> loss.Loss:
+        rows.append(len(inputs["input_ids"]))
+        return output_loss(inputs)
 
-    monkeypatch.setattr(alive, "next_token_loss", spy)
-    monkeypatch.setattr(alive, "LOGITS_AT_ONCE", 2 * POSITIONS * VOCAB)
+    monkeypatch.setattr(loss, "output_loss", spy)
+    monkeypatch.setattr(loss, "LOGITS_AT_ONCE", 2 * POSITIONS * VOCAB)
     assert dead_entries(llama, masks, TOKENS) == whole
     assert sum(rows) == len(TOKENS) and max(rows) == 2
 

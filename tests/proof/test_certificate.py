@@ -13,10 +13,11 @@ from growformer.algebra.factor import ONE, Factor
 from growformer.checkpoint.safetensors_io import TensorFiles
 from growformer.errors import ChangedError
 from growformer.proof import equations
+from growformer.proof.axes import read_axes
 from growformer.proof.bar import BAR
 from growformer.proof.certificate import FileTensors, certify
-from growformer.proof.facts import Facts, read_axes
-from growformer.proof.places import OPEN, atom_places, dim_places
+from growformer.proof.facts import Facts
+from growformer.proof.places import OPEN, Where, atom_places, dim_places
 from growformer.proof.pullback import PulledBack, within_one_rounding
 
 TIED = LLAMA | {"tie_word_embeddings": True}
@@ -251,6 +252,16 @@ def test_defaults_come_from_the_full_config() -> None:
     failing(growth, "axis mlp", "intermediate_size is missing")
 
 
+def free_entries(facts: Facts, growth: Growth, name: str) -> torch.Tensor:
+    """Which entries of a tensor of an old layer the certificate calls free."""
+    at, pattern, _ = growth.family.find(name)
+    state = torch.zeros(growth.target[name].shape, dtype=torch.int64)
+    for d, dim in enumerate(pattern.dims):
+        part = dim_places(dim, lambda atom: atom_places(facts, atom, Where(at))).state
+        state = torch.maximum(state, part.reshape([-1 if e == d else 1 for e in range(state.dim())]))
+    return state == OPEN
+
+
 def redraw_what_is_free(growth: Growth) -> int:
     """Draw every entry again that the certificate calls free; return how many."""
     family, count = growth.family, 0
@@ -260,12 +271,8 @@ def redraw_what_is_free(growth: Growth) -> int:
     for name, x in growth.target.items():
         at, pattern, index = family.find(name)
         free = torch.ones(x.shape, dtype=torch.bool)
-        if family.layer not in index or growth.layers[index[family.layer]] is not None:
-            state = torch.zeros(x.shape, dtype=torch.int64)
-            for d, dim in enumerate(pattern.dims):
-                part = dim_places(dim, lambda atom: atom_places(facts, atom)).state
-                state = torch.maximum(state, part.reshape([-1 if e == d else 1 for e in range(x.dim())]))
-            free = state == OPEN
+        if family.layer not in index or growth.layers[family.layer][index[family.layer]] is not None:
+            free = free_entries(facts, growth, name)
         elif family.closes_layer(at, pattern):
             continue
         x[free] = torch.randn(int(free.sum()), dtype=x.dtype)

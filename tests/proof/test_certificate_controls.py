@@ -331,7 +331,7 @@ def test_one_ulp_in_any_tensor(name: str) -> None:
     """One old weight off by one unit in the last place, in each tensor in turn."""
     growth = grow(name, **EVERY[name])
     new = {key for key in growth.target if ".layers." in key or ".h." in key}
-    new = {key for key in new if growth.layers[int(key.split(".")[2])] is None}
+    new = {key for key in new if growth.layers["layer"][int(key.split(".")[2])] is None}
     for key in growth.target.keys() - new:
         kept = growth.target[key].clone()
         first = growth.target[key].view(-1)[:1]

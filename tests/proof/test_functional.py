@@ -156,9 +156,10 @@ def test_comparisons_that_mean_nothing_are_refused() -> None:
 def test_logits_do_not_depend_on_the_batch_and_need_no_float64(source: Any) -> None:
     model = build64(source[0])
     with true_float64():
-        whole = f.logits(model, TOKENS)
+        whole = f.outputs(model, TOKENS)["logits"]
         assert whole.shape == (2, 7, 41) and whole.dtype == torch.float64
-        assert f.compare_logits(whole, f.logits(model, {"input_ids": TOKENS}, batch=1)).relative <= BAR
+        other = f.outputs(model, {"input_ids": TOKENS}, batch=1)["logits"]
+        assert f.compare_logits(whole, other).relative <= BAR
 
 
 def test_functional_passes_a_growth_and_fails_an_open_block(source: Any, tmp_path: Path) -> None:
@@ -185,29 +186,32 @@ def test_runtime_passes_a_growth_and_fails_a_change_above_the_floor(source: Any,
     rounded = scaled(tensors, GATE, math.sqrt(1.5))
     rounded[GATE] = rounded[GATE] / math.sqrt(1.5)
     assert not torch.equal(rounded[GATE], tensors[GATE]), "rounding changed nothing, so b would measure nothing"
-    floor = f.noise(src, TOKENS, permuted_mlp(tensors, 4), rounded)
+    floor = f.noise(src, TOKENS, permuted_mlp(tensors, 4), rounded)["logits"]
     assert floor.a > 0 and floor.b > 0 and floor.floor == f.combine(floor.a, floor.b)
     # The floor is noise: far above float64's, far below any logit.
     assert BAR < floor.floor < 1e-3
 
     wider = {**config, "intermediate_size": NEW_MLP}
-    grown = f.runtime(src, save(tmp_path / "good", grow_mlp(tensors), wider), TOKENS, floor)
+    grown = f.judged(f.runtime(src, save(tmp_path / "good", grow_mlp(tensors), wider), TOKENS, floor))
     assert grown.passed and grown.ratio <= f.FLOOR_MULTIPLE
-    changed = f.runtime(src, save(tmp_path / "bad", scaled(tensors, GATE, 1 + 1e-4), config), TOKENS, floor)
+    bad = save(tmp_path / "bad", scaled(tensors, GATE, 1 + 1e-4), config)
+    changed = f.judged(f.runtime(src, bad, TOKENS, {"logits": floor}))
     assert not changed.passed and changed.ratio > 10
 
     silent = f.NoiseFloor(0.0, 0.0, 0.0)
-    assert f.runtime(src, src, TOKENS, silent).ratio == 0
+    assert f.judged(f.runtime(src, src, TOKENS, silent)).ratio == 0
     assert dataclasses.replace(changed, floor=silent).ratio == math.inf
     broken = dataclasses.replace(grown, difference=dataclasses.replace(grown.difference, relative=math.inf))
     assert not broken.passed
+    assert f.judged({"a": grown, "b": broken, "c": changed}) in (broken, changed)
+    assert f.judged({"a": dataclasses.replace(changed, floor=f.NoiseFloor(1.0, 1.0, 1.0)), "b": broken}) is broken
 
 
 def test_a_is_the_root_mean_square_over_the_draws(source: Any) -> None:
     src, tensors, _ = source
     draws = list(permuted_mlp(tensors, 3))
-    each = [f.noise(src, TOKENS, [draw], tensors).a for draw in draws]
-    together = f.noise(src, TOKENS, iter(draws), tensors)
+    each = [f.noise(src, TOKENS, [draw], tensors)["logits"].a for draw in draws]
+    together = f.noise(src, TOKENS, iter(draws), tensors)["logits"]
     assert together.a == pytest.approx(math.sqrt(sum(x * x for x in each) / 3), rel=1e-12)
     assert together.b == 0 and len(set(each)) > 1
 
@@ -227,8 +231,8 @@ def test_the_storage_dtype_is_the_one_that_runs(source: Any, tmp_path: Path) -> 
     assert f.load_report(folder)["dtype"] == "torch.bfloat16"
     # A change below bfloat16's rounding is gone when the model runs, and one of a whole step is not.
     unseen = f.noise(folder, TOKENS, [half], {**half, GATE: half[GATE].float() * (1 + 1e-4)})
-    assert unseen == f.NoiseFloor(0.0, 0.0, 0.0)
-    assert f.noise(folder, TOKENS, [half], {**half, GATE: half[GATE].float() * (1 + 2**-6)}).b > 0
+    assert unseen == {"logits": f.NoiseFloor(0.0, 0.0, 0.0)}
+    assert f.noise(folder, TOKENS, [half], {**half, GATE: half[GATE].float() * (1 + 2**-6)})["logits"].b > 0
 
 
 def test_load_report_and_greedy(source: Any, tmp_path: Path) -> None:
@@ -246,7 +250,7 @@ def test_load_report_and_greedy(source: Any, tmp_path: Path) -> None:
     ids = [3, 1, 4]
     for _ in range(4):
         with torch.no_grad():
-            ids.append(int(f.logits(stock_model(src)[0], torch.tensor([ids]))[0, -1].argmax()))
+            ids.append(int(f.outputs(stock_model(src)[0], torch.tensor([ids]))["logits"][0, -1].argmax()))
     assert f.greedy(src, [3, 1, 4], 4) == ids[3:]
 
 
@@ -277,7 +281,7 @@ def test_the_worker_answers_as_the_functions_do(source: Any, tmp_path: Path) -> 
     assert answer({"command": "functional", **pair}) == dataclasses.asdict(f.functional(src, out, TOKENS))
     floor = f.NoiseFloor(3e-8, 4e-8, 5e-8)
     found = answer({"command": "runtime", **pair, "floor": dataclasses.asdict(floor)})
-    assert found["passed"] is False and found["ratio"] == f.runtime(src, out, TOKENS, floor).ratio
+    assert found["passed"] is False and found["ratio"] == f.judged(f.runtime(src, out, TOKENS, floor)).ratio
     assert answer({"command": "greedy", "folder": str(src), "prompt": [3, 1], "n": 3}) == {
         "ids": f.greedy(src, [3, 1], 3)
     }

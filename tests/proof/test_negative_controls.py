@@ -76,7 +76,7 @@ def one_closed_stream(f: Folder) -> None:
 
 
 def new_layer_open(f: Folder) -> None:
-    new = f.receipt["layers"].index(None)
+    new = f.receipt["layers"]["layer"].index(None)
     f.tensors[f"model.layers.{new}.mlp.down_proj.weight"][0, 0] = 0.1
 
 
@@ -95,7 +95,7 @@ def one_bit(f: Folder) -> None:
 
 
 def lie_layers(f: Folder) -> None:
-    f.receipt["layers"] = [0, 1, 2, None, None]
+    f.receipt["layers"]["layer"] = [0, 1, 2, None, None]
 
 
 def lie_lift(f: Folder) -> None:
@@ -168,7 +168,9 @@ def appended_pairs(old: int, new: int) -> list[int]:
     return list(range(old))
 
 
-def appended_heads(old: tuple[int, int], new: tuple[int, int]) -> tuple[list[int | None], list[int | None]]:
+def appended_heads(
+    old: tuple[int, int], new: tuple[int, int], copies: int
+) -> tuple[list[int | None], list[int | None]]:
     """Query heads added at the end, so that they slide into other groups."""
 
     def tail(n: int, m: int) -> list[int | None]:

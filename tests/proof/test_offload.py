@@ -25,8 +25,9 @@ from growformer.proof.bar import BAR
 from growformer.proof.case import stored_dtypes
 from growformer.proof.certificate import DictTensors, FileTensors
 from growformer.proof.claim_float64 import Outputs, algebra, stored
-from growformer.proof.functional import compare_logits, load_report, logits64
-from growformer.proof.offload import Planned, key_report, logits64_from, logits64_offloaded
+from growformer.proof.functional import compare_outputs, load_report, outputs64, worst
+from growformer.proof.offload import Planned, key_report, outputs64_from, outputs64_offloaded
+from growformer.proof.outputs import Outputs as Outputs64
 from growformer.proof.probe import probe_tokens
 from growformer.proof.prove import Case, prove
 from tests.tiny import CONFIGS, build, save
@@ -44,10 +45,10 @@ TINY = 3000
 """Bytes: a few rows of a linear layer at a time."""
 
 
-def near(a: Tensor, b: Tensor) -> bool:
+def near(a: Outputs64, b: Outputs64) -> bool:
     """Equal but for the order of float64 sums: a matrix product in blocks of rows may sum in another order."""
-    assert a.dtype == b.dtype == torch.float64
-    return compare_logits(a, b).relative <= BAR
+    assert {x.dtype for x in (*a.values(), *b.values())} == {torch.float64}
+    return worst(compare_outputs(a, b)).relative <= BAR
 
 
 def change(folder: Path, tensors: dict[str, Tensor]) -> Path:
@@ -65,12 +66,12 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize("kind", CONFIGS)
 @pytest.mark.parametrize("memory", [1, TINY, 1 << 30])
 def test_the_same_output_as_in_memory(sources: dict[str, Path], kind: str, memory: int) -> None:
-    assert near(logits64(sources[kind], TOKENS), logits64_offloaded(sources[kind], TOKENS, memory=memory))
+    assert near(outputs64(sources[kind], TOKENS), outputs64_offloaded(sources[kind], TOKENS, memory=memory))
 
 
 def test_bfloat16_is_upcast_and_not_a_leak(tmp_path: Path) -> None:
     folder = save(tmp_path / "src", "llama", dtype="bfloat16")
-    assert near(logits64(folder, TOKENS), logits64_offloaded(folder, TOKENS, memory=TINY))
+    assert near(outputs64(folder, TOKENS), outputs64_offloaded(folder, TOKENS, memory=TINY))
 
 
 @pytest.mark.parametrize(("kind", "part"), [("llama", "model"), ("qwen3", "model"), ("gpt2", "transformer")])
@@ -82,7 +83,7 @@ def test_a_backbone_without_its_prefix(kind: str, part: str, named_whole: bool, 
         config = json.loads((tmp_path / "config.json").read_text())
         (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": [type(whole).__name__]}))
     for prefix in ("", f"{part}."):
-        assert near(logits64(tmp_path, TOKENS), logits64_offloaded(tmp_path, TOKENS, prefix, memory=TINY))
+        assert near(outputs64(tmp_path, TOKENS), outputs64_offloaded(tmp_path, TOKENS, prefix, memory=TINY))
     assert key_report(tmp_path)["tied"] is (True if named_whole else None) is load_report(tmp_path)["tied"]
 
 
@@ -95,9 +96,9 @@ def test_a_backbone_of_a_whole_checkpoint(kind: str, sources: dict[str, Path], t
     (folder / "config.json").write_text(json.dumps(config | {"architectures": [type(model.base_model).__name__]}))
     if kind == "llama":  # its head is then one tensor too many
         with pytest.raises(UncheckedError, match="unexpected_keys: lm_head"):
-            logits64_offloaded(folder, TOKENS)
+            outputs64_offloaded(folder, TOKENS)
     else:
-        assert near(logits64(folder, TOKENS), logits64_offloaded(folder, TOKENS))
+        assert near(outputs64(folder, TOKENS), outputs64_offloaded(folder, TOKENS))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -105,12 +106,14 @@ def test_a_tied_head_that_is_on_disk_all_the_same(sources: dict[str, Path], tmp_
     """Stock loading ties it where it is equal, and believes the file where it is not."""
     folder = Path(shutil.copytree(sources["llama-tied-bias"], tmp_path / "src"))
     embedding = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
-    before = logits64(folder, TOKENS)
+    before = outputs64(folder, TOKENS)
     change(folder, {"lm_head.weight": embedding.clone()})
-    assert near(before, logits64_offloaded(folder, TOKENS))
+    assert near(before, outputs64_offloaded(folder, TOKENS))
+    assert key_report(folder)["tied"] is load_report(folder)["tied"] is True
     change(folder, {"lm_head.weight": embedding.flip(0).contiguous()})
-    assert near(logits64(folder, TOKENS), logits64_offloaded(folder, TOKENS))
-    assert not near(before, logits64_offloaded(folder, TOKENS))
+    assert key_report(folder)["tied"] is load_report(folder)["tied"] is False
+    assert near(outputs64(folder, TOKENS), outputs64_offloaded(folder, TOKENS))
+    assert not near(before, outputs64_offloaded(folder, TOKENS))
 
 
 # --- what is wrong with a folder is found as in memory
@@ -121,11 +124,11 @@ def test_every_weight_is_used(sources: dict[str, Path]) -> None:
     for kind in ("llama-tied-bias", "qwen3", "gpt2"):
         tensors = load_file(sources[kind] / "model.safetensors")
         config = json.loads((sources[kind] / "config.json").read_text())
-        base = logits64_from(config, DictTensors(tensors), TOKENS, memory=TINY)
+        base = outputs64_from(config, DictTensors(tensors), TOKENS, memory=TINY)
         for name, x in tensors.items():
             moved = x.clone()
             moved.view(-1)[: x.shape[-1] * 9] += 0.1  # rows of tokens that are in TOKENS, where it is an embedding
-            other = logits64_from(config, DictTensors(tensors | {name: moved}), TOKENS, memory=TINY)
+            other = outputs64_from(config, DictTensors(tensors | {name: moved}), TOKENS, memory=TINY)
             assert not near(base, other), name
 
 
@@ -145,7 +148,7 @@ def test_tensors_that_are_not_the_models(sources: dict[str, Path], name: str, te
         tensors[name] = tensor
     config = json.loads((sources["llama"] / "config.json").read_text())
     with pytest.raises(UncheckedError, match=says):
-        logits64_from(config, DictTensors(tensors), TOKENS)
+        outputs64_from(config, DictTensors(tensors), TOKENS)
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -170,14 +173,14 @@ def test_a_weight_used_outside_its_module_is_said(sources: dict[str, Path], monk
         return F.linear(self.act_fn(self.gate_proj(x)) * self.up_proj(x), self.down_proj.weight)
 
     monkeypatch.setattr(LlamaMLP, "forward", forward)
-    assert logits64(sources["llama"], TOKENS).isfinite().all()
+    assert outputs64(sources["llama"], TOKENS)["logits"].isfinite().all()
     with pytest.raises(UncheckedError, match="outside the module that has it"):
-        logits64_offloaded(sources["llama"], TOKENS)
+        outputs64_offloaded(sources["llama"], TOKENS)
 
 
 def test_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=str(tmp_path)):
-        logits64_offloaded(tmp_path, TOKENS)
+        outputs64_offloaded(tmp_path, TOKENS)
 
 
 # --- memory
@@ -224,17 +227,17 @@ def test_memory_is_that_of_one_layer(kind: str, request: pytest.FixtureRequest) 
     request.addfinalizer(gc.unfreeze)
     memory = 16_000
     metered = Metered(DictTensors(tensors))
-    found = logits64_from(config, metered, tokens, memory=memory)
+    found = outputs64_from(config, metered, tokens, memory=memory)
     total = 8 * sum(x.numel() for x in tensors.values())
     embedding = 8 * 2003 * 96
     # GPT-2's own layers (Conv1D) are held whole, llama's in blocks.
     layer = 8 * 96 * 4 * 96 if kind == "gpt2" else memory
-    outputs = 2 * found.nbytes
+    outputs = 2 * found["logits"].nbytes
     limit = layer + memory + outputs + 50_000  # activations, masks, rotary tables, norms
     assert metered.most <= limit < embedding < total
     # The meter sees weights: with blocks as large as the head, the head is alive.
     whole = Metered(DictTensors(tensors))
-    assert near(logits64_from(config, whole, tokens, memory=1 << 30), found)
+    assert near(outputs64_from(config, whole, tokens, memory=1 << 30), found)
     assert whole.most >= embedding
     # And nothing stays.
     del found, whole
@@ -262,7 +265,7 @@ def grown(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def case_of(src: Path, out: Path) -> Case:
     receipt, raw, config = Receipt.read(out), read_config(src), read_config(out)
-    made = replace(Plan.from_json(receipt.plan), axes=receipt.axes, layers=tuple(receipt.layers), source_config=raw)
+    made = replace(Plan.from_json(receipt.plan), axes=receipt.axes, layers=receipt.layers, source_config=raw)
     return Case(api.family_of(raw), made, src, out, full_config(raw)[0], config)
 
 

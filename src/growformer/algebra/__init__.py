@@ -1,37 +1,34 @@
 """Axes, patterns, lifts, fills, and the types a family or a method is declared with; no files, no transformers."""
 
-from growformer.algebra.family import (
-    Attention,
-    Divides,
-    Family,
-    Field,
-    Norm,
-    Ratio,
-    Rotary,
-    Size,
-    Tied,
-    Times,
-    replace,
-)
+from growformer.algebra.facts import Attention, Divides, Experts, Frozen, Norm, Power, Rotary, Tied
+from growformer.algebra.family import OUTSIDE, Family, PerLayer, replace
 from growformer.algebra.fill import Fill
 from growformer.algebra.lift import ONE, Factor, Lift, Run, concat, product
 from growformer.algebra.method import Method, Side
-from growformer.algebra.pattern import Atom, Dim, NamePattern, TensorPattern
+from growformer.algebra.pattern import RAW, WILD, Atom, Dim, NamePattern, TensorPattern
+from growformer.algebra.sizes import Field, Ratio, Size, Times, assigned, fields_of, lookup
 
 __all__ = [
     "ONE",
+    "OUTSIDE",
+    "RAW",
+    "WILD",
     "Atom",
     "Attention",
     "Dim",
     "Divides",
+    "Experts",
     "Factor",
     "Family",
     "Field",
     "Fill",
+    "Frozen",
     "Lift",
     "Method",
     "NamePattern",
     "Norm",
+    "PerLayer",
+    "Power",
     "Ratio",
     "Rotary",
     "Run",
@@ -40,7 +37,10 @@ __all__ = [
     "TensorPattern",
     "Tied",
     "Times",
+    "assigned",
     "concat",
+    "fields_of",
+    "lookup",
     "product",
     "replace",
 ]

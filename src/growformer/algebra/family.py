@@ -5,110 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
-from growformer.algebra.pattern import NamePattern, TensorPattern
+from growformer.algebra.facts import Attention, Divides, Experts, Frozen, Norm, Power, Tied
+from growformer.algebra.pattern import Atom, NamePattern, TensorPattern
+from growformer.algebra.sizes import Size, fields_of, lookup
 from growformer.errors import PatternError
 
-__all__ = ["Attention", "Divides", "Family", "Field", "Norm", "Ratio", "Rotary", "Size", "Tied", "Times", "replace"]
+__all__ = ["OUTSIDE", "Family", "PerLayer", "replace"]
 
+OUTSIDE = ("vocab", "positions")
+"""Axes that a model's inputs and outputs index: they grow at their end, and what is new there nobody has used."""
 
-@dataclass(frozen=True)
-class Field:
-    """A size that is a config field; `default` says what it is where the config holds null or nothing."""
+_HEADS = ("ForCausalLM", "ForMaskedLM", "LMHead", "ForConditionalGeneration", "ForPreTraining", "DoubleHeads")
 
-    name: str
-    default: Ratio | Times | Field | None = None
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """A size that no field holds: one field divided by another (GPT-2's head size n_embd / n_head)."""
-
-    over: str
-    by: str
-
-
-@dataclass(frozen=True)
-class Times:
-    """A size that is a multiple of a field (GPT-2's n_inner = 4 n_embd where it is null)."""
-
-    times: int
-    field: str
-
-
-Size = Field | Ratio | Times
-
-
-@dataclass(frozen=True)
-class Norm:
-    """A norm over an axis. Its role in patterns is its key in `Family.norms`.
-
-    Attributes:
-        axis: the axis whose channels it reads.
-        kind: "rms" or "layer" (which subtracts the mean).
-        eps: the config field that holds its eps.
-    """
-
-    axis: str
-    kind: Literal["rms", "layer"]
-    eps: str
-
-
-@dataclass(frozen=True)
-class Rotary:
-    """Rotary positions over the key axis.
-
-    Attributes:
-        layout: "half": channel i turns with channel i + key/2.
-        steady: rope types whose frequencies theta^(-2i/key) stay where they are under theta' = theta^(key'/key).
-        inside: those of them for which that holds only up to max_position_embeddings.
-    """
-
-    layout: Literal["half"] = "half"
-    steady: tuple[str, ...] = ("default", "linear", "llama3", "yarn", "dynamic")
-    inside: tuple[str, ...] = ("dynamic",)
-
-
-@dataclass(frozen=True)
-class Attention:
-    """Facts of attention. Query, key and value tensors carry the roles q, k and v.
-
-    Attributes:
-        heads: the axis of query heads.
-        kv_heads: the axis of key/value heads where it is another one (head h reads head h // (heads / kv_heads) of it).
-        scaled: scores are divided by sqrt(key).
-        rotary: rotary positions, or None.
-    """
-
-    heads: str = "heads"
-    kv_heads: str | None = None
-    scaled: bool = True
-    rotary: Rotary | None = None
-
-
-@dataclass(frozen=True)
-class Tied:
-    """A head that may share the embedding's tensor.
-
-    Attributes:
-        head, embedding: tensor names on disk.
-        norm: the role of the norm that the head reads.
-        field: the config field that ties them.
-    """
-
-    head: str
-    embedding: str
-    norm: str
-    field: str = "tie_word_embeddings"
-
-
-@dataclass(frozen=True)
-class Divides:
-    """A rule of the config class: `over` must be a multiple of `by`."""
-
-    by: str
-    over: str
+PerLayer = Literal["each", "runs", "numbers", "first"]
+"""How a config field speaks of layers: a list with one entry each; a list of [entries, times] (GPT-Neo); a list of
+layer numbers; or the number of the first layers that it holds for."""
 
 
 @dataclass(frozen=True)
@@ -119,20 +32,33 @@ class Family:
         name: the family's name, usually its model type.
         model_types: the `model_type`s in config.json that it serves.
         architectures: the classes in config.json that it serves.
-        axes: for each axis, the config field that sizes it.
+        axes: for each axis, the config field that sizes it. Several axes may have one field; they then grow together.
         tensors: for each tensor name on disk (index axes in braces), its pattern. Order is the order on disk.
+        tasks: the same for tensors of task heads, which a checkpoint has or has not.
         norms: by role.
-        attention: facts of attention.
-        stream: the axis of the residual stream. A tensor of a layer that writes it closes a new layer.
-        layer: the index axis of layers.
+        attention: facts of attention; several where axes differ (an encoder's and a decoder's heads).
+        experts: facts of a mixture of experts.
+        streams: the axes of residual streams (several where towers stand side by side). A tensor of a layer that writes
+            one closes a new layer.
+        layers: the index axes of layers.
         tied: the head that may share the embedding.
+        powers: by role of a writer of the stream (or "logits"), by which power of a size the code multiplies.
+        copied: axes that grow only by copies of all their channels, each with the reason in one sentence.
         optional: names of tensors that a config switches on (biases), with the field that does.
+        uneven: names of tensors that only some layers have (dense and sparse layers in turn).
         prefix: the part of the names that a bare backbone's checkpoint leaves out.
         drop: names of old buffers that are computed, not stored, and are left behind.
-        per_layer: config fields that are lists with one entry a layer.
+        per_layer: config fields that speak of single layers, with how they do.
+        settled: how many of the first layers no new layer may come before.
         rules: what the config class demands.
+        follows: config fields that repeat another field's value, and grow with it.
+        aliases: older names of config fields, which a config may hold beside or in place of them.
+        frozen: axes that cannot grow as the config stands.
         requires: config fields that change the function in a way no fact covers, with the one value that is served.
         neutral: config fields that do not touch the function of width, depth or position and travel as they are.
+        when: (conditions, changes) pairs, tried in order: where every config field has the value of its condition, the
+            changes replace this family's attributes (mappings are merged, and None takes an entry away).
+        sample: config fields of a tiny model for tests, sizes pairwise different.
     """
 
     name: str
@@ -141,22 +67,72 @@ class Family:
     axes: Mapping[str, Size]
     tensors: Mapping[str, str]
     norms: Mapping[str, Norm]
-    attention: Attention
-    stream: str = "hidden"
-    layer: str = "layer"
+    attention: Attention | tuple[Attention, ...]
+    tasks: Mapping[str, str] = field(default_factory=dict)
+    experts: Experts | None = None
+    streams: tuple[str, ...] = ("hidden",)
+    layers: tuple[str, ...] = ("layer",)
     tied: Tied | None = None
+    powers: Mapping[str, Power] = field(default_factory=dict)
+    copied: Mapping[str, str] = field(default_factory=dict)
     optional: Mapping[str, str] = field(default_factory=dict)
+    uneven: tuple[str, ...] = ()
     prefix: str = ""
     drop: tuple[str, ...] = ()
-    per_layer: tuple[str, ...] = ()
+    per_layer: Mapping[str, PerLayer] = field(default_factory=dict)
+    settled: int = 0
     rules: tuple[Divides, ...] = ()
+    follows: Mapping[str, str] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    frozen: tuple[Frozen, ...] = ()
     requires: Mapping[str, object] = field(default_factory=dict)
     neutral: tuple[str, ...] = ()
+    when: tuple[tuple[Mapping[str, object], Mapping[str, Any]], ...] = ()
+    sample: Mapping[str, object] = field(default_factory=dict)
+
+    def of(self, config: Mapping[str, Any]) -> Family:
+        """This family as a config has it: every change of `when` whose conditions hold, made.
+
+        Args:
+            config: with the class's defaults filled in.
+        """
+        family = self
+        for conditions, changes in self.when:
+            if all(lookup(config, name) == value for name, value in conditions.items()):
+                merged = {k: _merged(getattr(family, k), value, k == "requires") for k, value in changes.items()}
+                family = replace(family, **merged)
+        # What only another variant speaks of is known, and does not matter here.
+        spoken = {name for size in self.axes.values() for name in fields_of(size)}
+        spoken |= {name for conditions, _ in self.when for name in conditions}
+        return replace(family, when=(), neutral=(*family.neutral, *sorted(spoken - set(family.neutral))))
 
     @cached_property
     def patterns(self) -> tuple[tuple[NamePattern, TensorPattern], ...]:
         """Every tensor's name and pattern, parsed."""
-        return tuple((NamePattern(name), TensorPattern.parse(text)) for name, text in self.tensors.items())
+        both = {**self.tensors, **self.tasks}
+        return tuple((NamePattern(n), TensorPattern.parse(text).indexed(self.streams)) for n, text in both.items())
+
+    @cached_property
+    def attentions(self) -> tuple[Attention, ...]:
+        return (self.attention,) if isinstance(self.attention, Attention) else self.attention
+
+    @property
+    def stream(self) -> str:
+        """The first of the streams."""
+        return self.streams[0]
+
+    @property
+    def layer(self) -> str:
+        """The first of the layer axes."""
+        return self.layers[0]
+
+    def attention_of(self, axis: str) -> Attention | None:
+        """The attention whose heads, key or value axis this is, or None."""
+        for attention in self.attentions:
+            mine = (attention.heads, attention.kv_heads, attention.group, *attention.key, attention.value)
+            if axis in mine:
+                return attention
+        return None
 
     def find(self, name: str) -> tuple[NamePattern, TensorPattern, dict[str, int]]:
         """The pattern that covers the tensor `name`, with the values of its index axes.
@@ -170,16 +146,56 @@ class Family:
             raise PatternError(f"family {self.name}: tensor {name!r}: {said}")
         return hits[0]
 
+    def full_name(self, disk: str, prefix: str) -> str:
+        """The name that patterns know a tensor by: a bare backbone leaves `prefix` out, but heads never had it."""
+        if not prefix or any(name.match(disk) is not None for name, _ in self.patterns):
+            return disk
+        return prefix + disk
+
+    def headed(self, config: Mapping[str, Any]) -> bool:
+        """Whether the model of a config has the head that could be tied: transformers names its classes by their heads.
+
+        A config that names no class means a language model.
+        """
+        named = (config.get("architectures") or [_HEADS[0]])[0]
+        return self.tied is not None and any(head in named for head in _HEADS)
+
     def norm_over(self, axis: str) -> Norm | None:
-        """The norm that reads `axis`, or None."""
+        """The norm that reads `axis` alone, or None."""
         return next((norm for norm in self.norms.values() if norm.axis == axis), None)
 
-    def shared_eps(self, norm: Norm) -> bool:
-        """Whether the norm's eps field serves norms over another axis too."""
-        return any(other.eps == norm.eps and other.axis != norm.axis for other in self.norms.values())
+    def norm_across(self, axis: str) -> Norm | None:
+        """The norm that reads `axis` in a product with other axes, or None."""
+        return next((norm for norm in self.norms.values() if axis in norm.axes and len(norm.axes) > 1), None)
+
+    def fixed_eps(self, norm: Norm) -> bool:
+        """Whether the norm's eps cannot be rescaled: it stands in the code, or serves norms over other axes too."""
+        return not isinstance(norm.eps, str) or any(
+            other.eps == norm.eps and other.axis != norm.axis for other in self.norms.values()
+        )
 
     def closes_layer(self, name: NamePattern, pattern: TensorPattern) -> bool:
-        """Whether a new layer is closed at this tensor: it stands in the layer and writes the residual stream."""
-        return self.layer in name.axes and any(
-            atom.axis == self.stream and atom.stand == "write" for atom in pattern.atoms()
-        )
+        """Whether a new layer is closed at this tensor.
+
+        It stands in the layer, and is the gain of a norm on what a branch adds to the stream; or, where the family
+        has no such norm, it writes the stream itself.
+        """
+        if not set(self.layers) & set(name.axes):
+            return False
+        added = {role for role, norm in self.norms.items() if norm.output == "added"}
+        if added:
+            return any(atom.role in added for atom in pattern.atoms())
+        return any(atom.axis in self.streams and atom.stand == "write" for atom in pattern.atoms())
+
+    def offset(self, atom: Atom) -> int:
+        """What the code adds to the stored numbers of a norm's gain before it multiplies: 1 or 0."""
+        norm = self.norms.get(atom.role or "") if atom.stand == "gain" else None
+        return 0 if norm is None else norm.offset
+
+
+def _merged(old: Any, new: Any, values: bool) -> Any:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        # None takes away what is there; of a config field that is not there, it is a value like another.
+        kept = {key: value for key, value in {**old, **new}.items() if value is not None}
+        return {**kept, **{key: None for key, value in new.items() if values and value is None and key not in old}}
+    return new

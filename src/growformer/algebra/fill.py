@@ -18,6 +18,9 @@ from growformer.algebra.factor import ONE, Factor
 PIECE = 1 << 16
 """Elements drawn from one counter of the generator; a piece is the smallest unit of work on a free block."""
 
+STEP = 16
+"""Elements drawn from one step of a counter."""
+
 
 @dataclass(frozen=True, slots=True)
 class Fill:
@@ -60,19 +63,50 @@ def quantiles() -> NDArray[np.float32]:
     return (table / math.sqrt(math.fsum(table * table) / len(table))).astype(np.float32)
 
 
-def draw(seed: int, name: str, shape: tuple[int, ...], start: int, stop: int) -> NDArray[np.float32]:
-    """Standard normal draws (see `quantiles`) for the flat entries [start, stop) of a target tensor.
+def numbers(
+    seed: int, name: str, shape: tuple[int, ...], start: int, stop: int, out: NDArray[np.uint16] | None = None
+) -> NDArray[np.uint16]:
+    """Which of the `quantiles` the flat entries [start, stop) of a target tensor draw.
 
     They depend on the seed, the tensor's name on disk, its target shape and the place of the entry, and on nothing
     else: not on threads, shards, or the order of work.
+
+    Args:
+        seed: of the draws.
+        name: the tensor's.
+        shape: the tensor's.
+        start, stop: the first entry and the one after the last.
+        out: where to put them, [stop - start]; None: into memory of their own.
     """
+    key = _key(seed, name, shape)
+    out = np.empty(stop - start, dtype=np.uint16) if out is None else out
+    at = start
+    while at < stop:
+        # Word 3 of the counter numbers the piece, word 0 the 16 entries of one step within it.
+        piece, skip = divmod(at, PIECE)
+        end = min(stop, (piece + 1) * PIECE)
+        counter = np.array([skip // STEP, 0, 0, piece], dtype=np.uint64)
+        skip %= STEP
+        raw = np.random.Philox(key=key, counter=counter).random_raw(-(-(skip + end - at) // 4))
+        out[at - start : end - start] = raw.astype("<u8", copy=False).view("<u2")[skip : skip + end - at]
+        at = end
+    return out
+
+
+def draw(seed: int, name: str, shape: tuple[int, ...], start: int, stop: int) -> NDArray[np.float32]:
+    """Standard normal draws (see `quantiles` and `numbers`) for the flat entries [start, stop) of a target tensor."""
+    return quantiles().take(numbers(seed, name, shape, start, stop))
+
+
+def shares(bits: NDArray[np.uint16], k: int, m: int) -> NDArray[np.float64]:
+    """The part of each entry that the k-th of m copies has: two of them, drawn by the entry's bits, have half each.
+
+    Parts of 0, 1/2 and 1 round nothing in any dtype, and differ from copy to copy, so that no two copies stay alike.
+    """
+    one, other = (bits & 255) * np.uint32(m) >> 8, (bits >> 8) * np.uint32(m) >> 8
+    return np.asarray(((one == k).astype(np.float64) + (other == k)) / 2)
+
+
+def _key(seed: int, name: str, shape: tuple[int, ...]) -> NDArray[np.uint64]:
     label = f"{seed}\0{name}\0{','.join(map(str, shape))}".encode()
-    key = np.frombuffer(hashlib.sha256(label).digest()[:16], dtype="<u8").astype(np.uint64)
-    out = np.empty(stop - start // PIECE * PIECE, dtype=np.float32)
-    for at in range(0, len(out), PIECE):
-        # Word 3 of the counter numbers the piece; what is drawn of a piece is always a beginning of it.
-        counter = np.array([0, 0, 0, start // PIECE + at // PIECE], dtype=np.uint64)
-        here = out[at : at + PIECE]
-        raw = np.random.Philox(key=key, counter=counter).random_raw(-(-len(here) // 4))
-        quantiles().take(raw.astype("<u8", copy=False).view("<u2")[: len(here)], mode="wrap", out=here)
-    return out[start % PIECE :]
+    return np.frombuffer(hashlib.sha256(label).digest()[:16], dtype="<u8").astype(np.uint64)

@@ -27,6 +27,9 @@ class Run:
             (a copy that nobody listens to yet). Moments follow `back`, for the gradient is the dual.
         mean: where positive, every channel of the run is the mean of the old channels [old, old + mean).
         free: for channels without an old one: True where any value is exact, because the other side is closed.
+        share: (k, m) where these are the k-th of m copies that a reader shares its weights among: every entry goes to
+            one of them, or half of it to each of two, drawn at random; the m shares of an entry add up to it.
+        weigh: for a mean, the source tensor whose entries weigh the old channels; empty: all alike.
     """
 
     count: int
@@ -35,6 +38,8 @@ class Run:
     back: Factor | None = ONE
     mean: int = 0
     free: bool = False
+    share: tuple[int, int] | None = None
+    weigh: str = ""
 
     @property
     def new(self) -> bool:
@@ -78,6 +83,11 @@ class Lift:
                 seen.add(source)
         return cls(old, tuple(_merge(runs)))
 
+    @classmethod
+    def copies(cls, old: int, times: int) -> Lift:
+        """All old channels, `times` times over; R reads the first of them."""
+        return cls(old, tuple(Run(old, 0, back=None if k else ONE) for k in range(times)))
+
     @property
     def new(self) -> int:
         return sum(run.count for run in self.runs)
@@ -94,6 +104,27 @@ class Lift:
         """The same lift with its new channels free, or closed."""
         return Lift(self.old, tuple(_replace(run, free=free) if run.new else run for run in self.runs))
 
+    def shared(self, factor: Factor = ONE) -> Lift:
+        """What reads copies of channels: of each old channel, `factor` times the source's weights, shared among them.
+
+        Raises:
+            ValueError: where runs are not whole copies of one another.
+        """
+        times: dict[tuple[int | None, int], int] = {}
+        runs = []
+        for run in self.runs:
+            place = times.get((run.old, run.count), 0)
+            times[run.old, run.count] = place + 1
+            runs.append((run, place))
+        once = sum(count for _, count in times) == self.old
+        if any(run.old is None or run.mean for run in self.runs) or len(set(times.values())) != 1 or not once:
+            raise ValueError("only whole copies can share what reads them")
+        m = next(iter(times.values()))
+        out = (
+            Run(r.count, r.old, factor / r.factor, r.factor / factor, share=(k, m) if m > 1 else None) for r, k in runs
+        )
+        return Lift(self.old, tuple(out))
+
     def spans(self) -> Iterator[tuple[int, Run]]:
         """Each run with the first new channel it fills."""
         start = 0
@@ -102,12 +133,13 @@ class Lift:
             start += run.count
 
     def to_json(self) -> list[list[object]]:
-        """Runs as [count, old | None, E², R² | None, mean, free], trailing defaults dropped."""
+        """Runs as [count, old | None, E², R² | None, mean, free, share, weigh], trailing defaults dropped."""
         out: list[list[object]] = []
         for run in self.runs:
             back = None if run.back is None else str(run.back.square)
-            row: list[object] = [run.count, run.old, str(run.factor.square), back, run.mean, run.free]
-            defaults = [None, None, "1", "1" if run.old is not None else None, 0, False]
+            share = None if run.share is None else list(run.share)
+            row: list[object] = [run.count, run.old, str(run.factor.square), back, run.mean, run.free, share, run.weigh]
+            defaults = [None, None, "1", "1" if run.old is not None else None, 0, False, None, ""]
             while len(row) > 2 and row[-1] == defaults[len(row) - 1]:
                 row.pop()
             out.append(row)
@@ -123,7 +155,10 @@ class Lift:
             square = row[3] if len(row) > 3 else ("1" if start is not None else None)
             back = None if square is None else Factor.parse(str(square))
             mean = int(str(row[4])) if len(row) > 4 else 0
-            runs.append(Run(int(str(row[0])), start, factor, back, mean, bool(row[5]) if len(row) > 5 else False))
+            free = bool(row[5]) if len(row) > 5 else False
+            share = tuple(row[6]) if len(row) > 6 and isinstance(row[6], list) else None
+            weigh = str(row[7]) if len(row) > 7 else ""
+            runs.append(Run(int(str(row[0])), start, factor, back, mean, free, share, weigh))
         return cls(old, tuple(runs))
 
 
@@ -134,12 +169,7 @@ def _merge(runs: Iterable[Run]) -> list[Run]:
         if not run.count:
             continue
         last = out[-1] if out else None
-        if last is not None and (last.factor, last.back, last.mean, last.free) == (
-            run.factor,
-            run.back,
-            run.mean,
-            run.free,
-        ):
+        if last is not None and _replace(last, count=1, old=None) == _replace(run, count=1, old=None):
             continues = (
                 run.old is None
                 if last.old is None
@@ -175,8 +205,16 @@ def product(outer: Lift, inner: Lift) -> Lift:
                         runs.append(part)
                         continue
                     back = None if run.back is None or part.back is None else run.back * part.back
+                    if run.share and part.share:
+                        raise NotImplementedError("copies of two axes in one dim share what reads them")
                     runs.append(
-                        _replace(part, old=channel * inner.old + part.old, factor=run.factor * part.factor, back=back)
+                        _replace(
+                            part,
+                            old=channel * inner.old + part.old,
+                            factor=run.factor * part.factor,
+                            back=back,
+                            share=run.share or part.share,
+                        )
                     )
     return Lift(outer.old * inner.old, tuple(_merge(runs)))
 

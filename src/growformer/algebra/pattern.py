@@ -7,16 +7,21 @@ Text order is the tensor's dim order and the arrow points from what is read to w
     "hidden -> (q: heads key | k: heads key | v: heads value)"   GPT-2's Conv1D
     "-> mlp"                                               a bias
     "pre: * hidden"    "pre: + hidden"                     a norm's gain, a norm's shift
+    "(q: heads key) <- (raw: hidden)"                      reads the stream as it is, before any norm
+    "[experts] mlp <- hidden"                              one matrix an expert
+    "_ <- hidden"                                          a dim that stays as the checkpoint has it
+    "."                                                    a scalar
 
-A side is a list of dims. A dim is an axis, a number, or a group in parentheses: a product, or with ``|`` a
-concatenation.
+A side is a list of dims. A dim is an axis, a number, an index axis in brackets (independent slabs, one an index), or a
+group in parentheses: a product, or with ``|`` a concatenation. A bracketed axis that the tensor's name holds in braces
+(``experts.{experts}.down_proj.weight``: "hidden <- [experts] mlp") takes no dim.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Literal
 
@@ -27,13 +32,24 @@ Stand = Literal["write", "read", "gain", "shift"]
 """How a tensor stands to an axis: it writes its channels, reads them, or is a norm's gain or shift over them."""
 
 
+RAW = "raw"
+"""The role of a reader of an axis that no norm stands before, though norms over the axis there are."""
+
+WILD = "_"
+"""In place of an axis: as many channels as the stored tensor has; they never grow."""
+
+
 @dataclass(frozen=True, slots=True)
 class Atom:
-    """One axis (or a fixed number of channels) inside a dim, with the role of the part it stands in."""
+    """One axis (or a fixed number of channels) inside a dim, with the role of the part it stands in.
+
+    `axis` is WILD for a dim that stays as the checkpoint has it. `index`: the dim holds independent slabs.
+    """
 
     axis: str | int
     stand: Stand
     role: str | None
+    index: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +110,26 @@ class TensorPattern:
         for dim in self.dims:
             yield from dim.atoms()
 
+    def indexed(self, streams: tuple[str, ...]) -> TensorPattern:
+        """The pattern with every index axis standing where it counts.
+
+        What writes the stream reads the index (the stream sums over it); all else writes it. The order of dims cannot
+        say so.
+        """
+        reads = any(atom.axis in streams and atom.stand == "write" for atom in self.atoms())
+        stand: Stand = "read" if reads else "write"
+        dims = (
+            replace(dim, atom=replace(dim.atom, stand=stand)) if dim.atom is not None and dim.atom.index else dim
+            for dim in self.dims
+        )
+        return TensorPattern(self.text, tuple(dims))
+
     def axes(self) -> set[str]:
-        return {atom.axis for atom in self.atoms() if isinstance(atom.axis, str)}
+        """The axes it names."""
+        return {atom.axis for atom in self.atoms() if isinstance(atom.axis, str) and atom.axis != WILD}
 
 
-_TOKEN = re.compile(r"\s*(<-|->|[A-Za-z_]\w*|\d+|[():|*+])")
+_TOKEN = re.compile(r"\s*(<-|->|[A-Za-z_]\w*|\d+|[():|*+.\[\]])")
 
 
 class _Parser:
@@ -128,6 +159,8 @@ class _Parser:
         return self.tokens[self.at - 1][0]
 
     def tensor(self) -> TensorPattern:
+        if self.text.strip() == ".":
+            return TensorPattern(self.text, ())
         role = self.role()
         if self.peek() in ("*", "+"):
             dims = self.side("gain" if self.take() == "*" else "shift", role)
@@ -170,10 +203,15 @@ class _Parser:
                 parts.append(self.part(stand, role))
             self.take(")")
             return parts[0] if len(parts) == 1 else Dim("concat", None, tuple(parts))
+        index = self.peek() == "["
+        if index:
+            self.take()
         token = self.take()
         if not re.match(r"\w", token):
             raise self.error(self.tokens[self.at - 1][1], "an axis, a number or (")
-        return Dim("atom", Atom(int(token) if token.isdigit() else token, stand, role))
+        if index:
+            self.take("]")
+        return Dim("atom", Atom(int(token) if token.isdigit() else token, stand, role, index))
 
     def part(self, stand: Stand, role: str | None) -> Dim:
         own = self.role()

@@ -6,14 +6,14 @@ import importlib.metadata
 import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from growformer.algebra import Family
 from growformer.api.planned import family_of, plan
-from growformer.api.streaming import stream, threads_of
+from growformer.api.streaming import fingerprint, stream, threads_of
 from growformer.checkpoint import (
     Receipt,
     TensorFiles,
@@ -27,12 +27,16 @@ from growformer.checkpoint import (
     write_config,
 )
 from growformer.checkpoint.folder import require_new
+from growformer.checkpoint.hashing import Hashes
 from growformer.checkpoint.hub import located
 from growformer.checkpoint.stock import full_config, stock_tensors
-from growformer.errors import RequestError, SourceError
+from growformer.errors import GrowformerError, RequestError, SourceError
 from growformer.planning import Plan
 from growformer.proof.claims import Proof
 from growformer.proof.prove import LEVELS, Case, prove
+
+if TYPE_CHECKING:
+    from growformer.proof.certifier import Certifier
 
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how much is done and how much there is to do (bytes while writing, else 0 and 0)."""
@@ -102,57 +106,78 @@ def expand_checkpoint(
     storage, shard, room = _storage(dtype), parse_size(max_shard_size), parse_size(memory)
     workers = threads_of(threads)
     require_new(out, src)
-    made = plan(src, *expansions, method=method, seed=seed, layers_at=layers_at, **request)
-    if made.dead and not allow_dead:
-        raise RequestError(f"{made.dead[0]}; --allow-dead goes on all the same")
-    with TensorFiles.open(src) as files:
-        specs = [TensorSpec(t.name, _stored_as(files, t.source or t.fill.like, storage), t.shape) for t in made.tensors]
-        total = sum(spec.nbytes for spec in specs)
-        config = dict(made.target_config)
-        if storage is not None:
-            config |= {key: dtype for key in ("dtype", "torch_dtype") if key in config or key == "dtype"}
-        _require_stock(family_of(config), config, specs)
-        with new_folder(out, total + (64 << 20), resume=resume) as folder:
-            done = 0
+    weights = _weights(src)
+    seen = fingerprint(weights)
+    # Hashed beside all else from the start, for the imports alone take seconds.
+    with Hashes(weights) as hashes:
+        made = plan(src, *expansions, method=method, seed=seed, layers_at=layers_at, **request)
+        if made.dead and not allow_dead:
+            raise RequestError(f"{made.dead[0]}; --allow-dead goes on all the same")
+        with TensorFiles.open(src) as files, ExitStack() as opened:
+            specs = [
+                TensorSpec(t.name, _stored_as(files, t.source or t.fill.like, storage), t.shape) for t in made.tensors
+            ]
+            total = sum(spec.nbytes for spec in specs)
+            config = dict(made.target_config)
+            if storage is not None:
+                config |= {key: dtype for key in ("dtype", "torch_dtype") if key in config or key == "dtype"}
+            family = family_of(config)
+            _require_stock(family, config, specs)
+            with new_folder(out, total + (64 << 20), resume=resume) as folder:
+                case = Case(family, made, src, folder, full_config(made.source_config)[0], config)
+                certifiers: list[Certifier] = []
+                done = 0
 
-            def wrote(count: int) -> None:
-                nonlocal done
-                done += count
-                progress("write", done, total)
+                def wrote(count: int) -> None:
+                    nonlocal done
+                    done += count
+                    progress("write", done, total)
 
-            stds = stream(
-                made,
-                files,
-                folder,
-                specs,
-                dtype=None if storage is None else torch_dtype(storage),
-                max_shard_bytes=shard,
-                memory=room,
-                threads=workers,
-                progress=wrote,
-            )
-            _require_finite(src, stds)
-            write_config(folder, config)
-            copy_companions(src, folder)
-            hashing = ThreadPoolExecutor(1)  # beside the proof, which leaves a core free
-            hashes = {path: hashing.submit(sha256, path) for path in [*files.files, *folder.glob("*.safetensors")]}
-            case = Case(family_of(config), made, src, folder, full_config(made.source_config)[0], config)
-            try:
-                proof = prove(case, prove_level, lambda what: progress(what, 0, 0))
+                def look() -> Callable[[str], None]:
+                    from growformer.proof.certifier import Certifier
+
+                    certifiers.append(Certifier(**case.told(*opened.enter_context(case.open()))))
+                    return certifiers[0].look
+
+                streamed = stream(
+                    made,
+                    files,
+                    folder,
+                    specs,
+                    dtype=None if storage is None else torch_dtype(storage),
+                    max_shard_bytes=shard,
+                    memory=room,
+                    threads=workers,
+                    progress=wrote,
+                    before=seen,
+                    look=look,
+                )
+                _require_finite(src, streamed.figures)
+                write_config(folder, config)
+                copy_companions(src, folder)
+                certificate = certifiers[0].result(workers)
+                proof = prove(case, prove_level, lambda what: progress(what, 0, 0), certificate=certificate)
                 proof.raise_if_changed()
-                known = {path: future.result() for path, future in hashes.items()}
-            finally:
-                hashing.shutdown(cancel_futures=True)
-            card = src / "README.md"
-            write_card(
-                folder,
-                card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None,
-                str(src.absolute()),  # a relative path of two parts would pass for a name on the Hub
-                {"request": made.request, "proof": proof.markdown(), "method": made.method, "seed": seed}
-                | {"dtype": dtype, "growformer": _version("growformer"), "dead": made.dead},
-            )
-            _receipt(src, folder, files, made, proof, dtype, stds, known).write(folder)
+                card = src / "README.md"
+                write_card(
+                    folder,
+                    card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None,
+                    str(src.absolute()),  # a relative path of two parts would pass for a name on the Hub
+                    {"request": made.request, "proof": proof.markdown(), "method": made.method, "seed": seed}
+                    | {"dtype": dtype, "growformer": _version("growformer"), "dead": made.dead},
+                )
+                known = streamed.hashes | hashes.result()
+                _receipt(src, folder, files, made, proof, dtype, streamed.figures, known).write(folder)
     return Grown(out, made, proof)
+
+
+def _weights(src: Path) -> list[Path]:
+    """The source's files of tensors; none where they cannot be read, which planning says with its reason."""
+    try:
+        with TensorFiles.open(src) as files:
+            return files.files
+    except (GrowformerError, OSError):
+        return []
 
 
 def _require_stock(family: Family, config: Mapping[str, Any], specs: Sequence[TensorSpec]) -> None:
@@ -162,8 +187,11 @@ def _require_stock(family: Family, config: Mapping[str, Any], specs: Sequence[Te
     stock = {name.removeprefix(family.prefix): shape for name, shape in found.items()}
     planned = {spec.name.removeprefix(family.prefix): spec.shape for spec in specs}
     odd = [name for name, shape in planned.items() if stock.get(name) != shape]
-    tied = {name for name in stock if stock[name] in planned.values()} if config.get("tie_word_embeddings") else set()
-    odd += [name for name in stock if name not in planned and name not in tied]
+    # Configs from before the field was written leave it to its class's default.
+    tied = family.tied
+    ties = tied is not None and (not tied.field or full_config(config)[0].get(tied.field))
+    may_lack = tied.head if tied is not None and ties else None
+    odd += [name for name in stock if name not in planned and name != may_lack]
     if odd:
         raise SourceError(
             f"tensor {odd[0]!r} is {list(planned.get(odd[0], ())) or 'missing'} in the plan and "
@@ -217,7 +245,7 @@ def _receipt(
         source={"path": str(src), "files": {path.name: known.get(path) or sha256(path) for path in read}},
         target={"files": {str(path.relative_to(out)): known.get(path) or sha256(path) for path in written}},
         axes=dict(made.axes),
-        layers=list(made.layers),
+        layers={axis: list(sources) for axis, sources in made.layers.items()},
         plan=made.to_json(),
         fidelity=made.fidelity,
         dead=list(made.dead),

@@ -6,15 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from growformer.algebra import Family, Field, Method
+from growformer.algebra import Family, Field, Method, Tied
 from growformer.checkpoint import TensorFiles, read_config, require_growable
 from growformer.checkpoint.hub import located
-from growformer.checkpoint.stock import full_config
-from growformer.errors import RequestError
+from growformer.checkpoint.stock import disk_names, fields_read, full_config
+from growformer.errors import RequestError, SourceError
 from growformer.families import FAMILIES
 from growformer.methods import METHODS
 from growformer.planning import Plan, make_plan
 from growformer.planning.expansions import compose
+from growformer.planning.sizes import size_of
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
-    """The family that serves a config.
+    """The family that serves a config, as that config has it (see `Family.of`).
 
     Raises:
         RequestError: none does; the message lists those there are.
@@ -37,7 +38,7 @@ def family_of(config: Mapping[str, Any]) -> Family:
             odd = [a for a in named if a not in family.architectures]
             if odd:
                 raise RequestError(f"config.json: architecture {odd[0]} is not served; {family.name} has {served}")
-            return family
+            return family.of(full_config(config)[0])
     raise RequestError(f"config.json: model_type {kind!r} is no family here; there are {', '.join(FAMILIES)}")
 
 
@@ -57,7 +58,8 @@ def plan(
     *expansions: Any,
     method: str = "paper",
     seed: int = 0,
-    layers_at: Sequence[int] | None = None,
+    layers_at: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
+    ignore_fields: Sequence[str] = (),
     **request: Any,
 ) -> Plan:
     """What a growth would do, from shapes alone; nothing is written.
@@ -68,11 +70,12 @@ def plan(
         method: a name from `growformer methods`.
         seed: of the draws for new entries.
         layers_at: places of the new layers in the grown model, counted from 0; None spreads them evenly.
+        ignore_fields: config fields that no fact of the family covers, and that growth should not mind.
         request: new sizes by the names of config.json: `hidden_size=1024`.
 
     Raises:
         RequestError: the request has no exact answer; the message names the nearest that works.
-        SourceError: the folder cannot be read.
+        SourceError: the folder cannot be read, or stores a head other than the embedding that config.json ties it to.
     """
     if isinstance(source, (str, Path)):
         folder = located(source)
@@ -92,9 +95,55 @@ def plan(
         steps = compose(*expansions)
         asked |= steps.fields(family, {**full, **request})
         placed = steps.layers_at(int(full[_layers_field(family)])) if layers_at is None else layers_at
-    made = make_plan(family, method_named(method), raw, full, defaults, shapes, asked, seed=seed, layers_at=placed)
-    full_config(made.target_config, "the grown config.json")
+    made = make_plan(
+        family,
+        method_named(method),
+        raw,
+        full,
+        defaults,
+        shapes,
+        asked,
+        seed=seed,
+        layers_at=placed,
+        read=fields_read(raw),
+        ignored=ignore_fields,
+    )
+    _require_sizes(family, made)
+    if family.tied is not None and family.tied.head in made.dropped:
+        _require_equal(
+            source, family.tied, next(str(t.source) for t in made.tensors if t.pattern == family.tied.embedding)
+        )
     return made
+
+
+def _require_sizes(family: Family, made: Plan) -> None:
+    """Refuse a grown config.json that transformers reads as other sizes than were planned (by an older name, say)."""
+    grown = full_config(made.target_config, "the grown config.json")[0]
+    for axis, size in family.axes.items():
+        found, planned = size_of(size, grown), int(made.axes[axis]["new"])
+        if found != planned:
+            raise RequestError(
+                f"the grown config.json says {found} {axis} to transformers, and {planned} was planned: another field "
+                f"of the source's config.json speaks of it as well"
+            )
+
+
+def _require_equal(source: str | Path | transformers.PreTrainedModel, tied: Tied, embedding: str) -> None:
+    """Refuse a head that the config ties to an embedding of other values: what was meant, only its owner knows."""
+    from growformer.proof.certificate import DictTensors, FileTensors
+    from growformer.proof.equations import same
+
+    if isinstance(source, (str, Path)):
+        with TensorFiles.open(located(source)) as files:
+            equal = same(FileTensors(files), tied.head, embedding)
+    else:
+        equal = same(DictTensors(on_disk(source)), tied.head, embedding)
+    if not equal:
+        raise SourceError(
+            f"config.json: {tied.field} is true, and {tied.head} is stored all the same, other than {embedding}; "
+            f"transformers 5 does not tie them then, older versions do: set {tied.field} to false if the stored "
+            f"{tied.head} counts, or remove {tied.head} from the files if the embedding does"
+        )
 
 
 def _layers_field(family: Family) -> str:
@@ -111,4 +160,4 @@ def on_disk(model: transformers.PreTrainedModel) -> dict[str, torch.Tensor]:
         if tensor.data_ptr() not in seen or tensor.numel() == 0:
             out[name] = tensor
         seen.add(tensor.data_ptr())
-    return out
+    return disk_names(model, out)

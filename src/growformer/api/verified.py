@@ -57,7 +57,7 @@ def verify(
     src = source_of(out) if source is None else located(source)
     raw, config = read_config(src), read_config(out)
     receipt = Receipt.read(out)
-    made = replace(Plan.from_json(receipt.plan), axes=receipt.axes, layers=tuple(receipt.layers), source_config=raw)
+    made = replace(Plan.from_json(receipt.plan), axes=receipt.axes, layers=receipt.layers, source_config=raw)
     family = family_of(raw)
     changed = [f"{n} in the source" for n in _changed(receipt, src, "source")]
     changed += [f"{n} in the grown folder" for n in _changed(receipt, out, "target")]

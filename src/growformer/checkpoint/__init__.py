@@ -13,6 +13,7 @@ from growformer.checkpoint.folder import (
 from growformer.checkpoint.receipt import RECEIPT, Receipt
 from growformer.checkpoint.safetensors_io import (
     DTYPES,
+    RowReader,
     TensorFiles,
     TensorInfo,
     TensorSpec,
@@ -27,6 +28,7 @@ __all__ = [
     "RECEIPT",
     "FolderWriter",
     "Receipt",
+    "RowReader",
     "TensorFiles",
     "TensorInfo",
     "TensorSpec",

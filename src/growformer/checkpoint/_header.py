@@ -102,7 +102,12 @@ def _unread(dtype: str) -> str:
 
 def pread(path: Path, descriptor: int, start: int, size: int) -> bytearray:
     buffer = bytearray(size)
-    view, done = memoryview(buffer), 0
+    pread_into(path, descriptor, start, memoryview(buffer))
+    return buffer
+
+
+def pread_into(path: Path, descriptor: int, start: int, view: memoryview) -> None:
+    size, done = len(view), 0
     while done < size:  # the system moves at most 2 GB a call
         try:
             count = os.preadv(descriptor, [view[done:]], start + done)
@@ -111,7 +116,6 @@ def pread(path: Path, descriptor: int, start: int, size: int) -> bytearray:
         if count == 0:
             raise SourceError(f"{path}: ends at byte {start + done}, expected {size - done} more; it was cut")
         done += count
-    return buffer
 
 
 def read_header(path: Path, descriptor: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:

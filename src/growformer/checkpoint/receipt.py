@@ -59,7 +59,7 @@ class Receipt:
     source: SourceFiles
     target: TargetFiles
     axes: dict[str, Any]
-    layers: list[Any]
+    layers: dict[str, Any]
     plan: dict[str, Any]
     fidelity: dict[str, int]
     """How many tensors are identical, scaled, rounded."""

@@ -9,16 +9,18 @@ import os
 import re
 import shlex
 import stat
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from growformer.algebra.scratch import Scratch
 from growformer.checkpoint._header import (
     DTYPES,
     TensorInfo,
     TensorSpec,
     dtype_name,
-    pread,
+    pread_into,
     read_header,
     require_growable,
     torch_dtype,
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DTYPES",
+    "RowReader",
     "TensorFiles",
     "TensorInfo",
     "TensorSpec",
@@ -99,12 +102,13 @@ class TensorFiles(Mapping[str, TensorInfo]):
         """Tensor names, file by file, in the order of their bytes."""
         return list(self._infos)
 
-    def read(self, name: str, rows: slice | None = None) -> "torch.Tensor":
-        """Read a tensor, or rows of its dim 0, into memory of its own; nothing else is read.
+    def read(self, name: str, rows: slice | None = None, scratch: Scratch | None = None) -> "torch.Tensor":
+        """Read a tensor, or rows of its dim 0; nothing else is read.
 
         Args:
             name: The tensor.
             rows: Rows `start` to `stop` of dim 0, both within the tensor, without a step.
+            scratch: Memory that the thread's next read overwrites; None: the tensor gets memory of its own.
 
         Returns:
             A tensor of the stored dtype; shape as stored, dim 0 being the rows asked for.
@@ -129,8 +133,9 @@ class TensorFiles(Mapping[str, TensorInfo]):
             raise ValueError(f"{info.file}: read after close")
         if size == 0:
             return torch.empty(shape, dtype=dtype)
-        buffer = pread(info.file, self._descriptors[info.file], start, size)
-        return torch.frombuffer(buffer, dtype=dtype).reshape(shape)
+        buffer = (scratch or Scratch()).array("read", (size,), "uint8")
+        pread_into(info.file, self._descriptors[info.file], start, buffer.data)
+        return torch.from_numpy(buffer).view(dtype).reshape(shape)
 
     def close(self) -> None:
         """Close the files; a second call does nothing."""
@@ -142,6 +147,30 @@ class TensorFiles(Mapping[str, TensorInfo]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class RowReader(threading.local):
+    """Reads rows of `TensorFiles` that do not change; what it returned is overwritten when its thread reads again.
+
+    Each thread has memory of its own, and rows that lie in it already are not read a second time.
+    """
+
+    def __init__(self, files: TensorFiles) -> None:
+        self._files, self._scratch = files, Scratch()
+        self._name, self._first = "", 0
+        self._rows: torch.Tensor | None = None
+
+    def read(self, name: str, rows: slice | None = None) -> "torch.Tensor":
+        """As `TensorFiles.read`; without `rows`, into memory of its own."""
+        if rows is None:
+            return self._files.read(name)
+        first, last = _bounds(self._files[name], rows)
+        held = self._rows
+        if held is None or self._name != name or not self._first <= first <= last <= self._first + len(held):
+            self._rows = None  # for a read that fails leaves nothing to go by
+            self._rows = held = self._files.read(name, rows, self._scratch)
+            self._name, self._first = name, first
+        return held[first - self._first : last - self._first]
 
 
 def _bounds(info: TensorInfo, rows: slice) -> tuple[int, int]:

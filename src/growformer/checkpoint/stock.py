@@ -1,9 +1,25 @@
 """What transformers' own classes say of a config.json: its defaults, whether they take it, and the tensors it means."""
 
-from collections.abc import Mapping
+import copy
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from growformer.errors import RequestError
+
+
+@contextmanager
+def _importing() -> Iterator[None]:
+    """No search for garbage meanwhile: imports make a million objects that stay, and it looks at them over and over."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def full_config(raw: Mapping[str, Any], where: object = "config.json") -> tuple[dict[str, Any], dict[str, Any]]:
@@ -19,7 +35,8 @@ def full_config(raw: Mapping[str, Any], where: object = "config.json") -> tuple[
     Raises:
         RequestError: transformers does not know the model type, or its class refuses the config, in its own words.
     """
-    cls = _config_class(raw, where)
+    with _importing():
+        cls = _config_class(raw, where)
     return _config(raw, where).to_dict(), cls().to_dict()
 
 
@@ -27,24 +44,84 @@ def stock_tensors(raw: Mapping[str, Any], where: object = "config.json") -> dict
     """Name and shape of every tensor of the stock model that a config means; built without memory for weights.
 
     Args:
-        raw: what config.json holds; where it names no architecture, a causal language model is meant.
+        raw: what config.json holds.
         where: the file's name in messages.
 
     Raises:
         RequestError: transformers cannot build the model, in its own words.
     """
     import torch
-    import transformers
 
     config = _config(raw, where)
-    named = [getattr(transformers, name, None) for name in raw.get("architectures") or ()]
     try:
-        cls = next(filter(None, named), None) or transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        with _importing():
+            cls = stock_class(config)
         with torch.device("meta"):
-            return {name: tuple(x.shape) for name, x in cls(config).state_dict().items()}
+            model = cls(config)
+        head = model.get_output_embeddings()
+        at = next((f"{name}.weight" for name, module in model.named_modules() if module is head), "")
+        # What is tied is not stored; the head is left in, for a file may hold one of its own.
+        tied = set(model.all_tied_weights_keys) - {at}
+        kept = {name: x for name, x in model.state_dict().items() if name not in tied}
+        return {name: tuple(x.shape) for name, x in disk_names(model, kept).items()}
     except Exception as error:  # an activation or a rotary type that it does not have is a KeyError, and so on
         said = f"{type(error).__name__}: {last_line(error)}"
         raise RequestError(f"{where}: transformers cannot build the model that it describes: {said}") from error
+
+
+def fields_read(raw: Mapping[str, Any]) -> frozenset[str]:
+    """The names of config fields that the installed modelling code of a config's model type reads."""
+    import importlib.util
+    import re
+
+    config = _config_class(raw, "config.json")
+    spec = importlib.util.find_spec(config.__module__.replace(".configuration_", ".modeling_"))
+    if spec is None or spec.origin is None:
+        return frozenset()
+    source = Path(spec.origin).read_text(encoding="utf-8")  # reading costs milliseconds, importing seconds
+    found = re.findall(r"""config\.(\w+)|getattr\(\s*(?:self\.)?config,\s*["'](\w+)""", source)
+    return frozenset(name for pair in found for name in pair if name)
+
+
+def disk_names(model: Any, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """A stock model's tensors under the names, and in the shapes, in which its checkpoint holds them.
+
+    Some classes rename or fuse tensors when they load; transformers knows the way back.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    return dict(revert_weight_conversion(model, dict(tensors)))
+
+
+def stock_class(config: Any) -> Any:
+    """The stock class that a config names.
+
+    A checkpoint that names none is taken for the language model of its type: of a sequence from a sequence or from
+    speech, masked, or causal; and for the bare backbone where there is none of these (an image model).
+
+    Args:
+        config: a config object of transformers.
+
+    Raises:
+        KeyError: transformers has no model for it.
+    """
+    import transformers
+
+    for name in config.architectures or ():
+        named = getattr(transformers, name, None)
+        if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel):
+            return named
+    sequences = (
+        transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+        transformers.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
+    )
+    # Encoders are in the causal table as well, for use as a decoder; only there do they not have to be masked.
+    masked = () if getattr(config, "is_decoder", False) else (transformers.MODEL_FOR_MASKED_LM_MAPPING,)
+    tables = (*(sequences if config.is_encoder_decoder else masked), transformers.MODEL_FOR_CAUSAL_LM_MAPPING)
+    for table in tables:
+        if type(config) in table:
+            return table[type(config)]
+    return transformers.MODEL_MAPPING[type(config)]
 
 
 def _config_class(raw: Mapping[str, Any], where: object) -> Any:
@@ -62,7 +139,7 @@ def _config(raw: Mapping[str, Any], where: object) -> Any:
         if not isinstance(raw.get(key), (str, dict, type(None))):  # a dict: one for each part of a model
             raise RequestError(f"{where}: {key}={raw[key]!r} is no name of a dtype, such as 'bfloat16'")
     try:
-        return cls.from_dict(dict(raw))
+        return cls.from_dict(copy.deepcopy(dict(raw)))  # some classes move entries of what they are given
     except Exception as error:  # each config class raises what it likes; the text is what a user needs
         raise RequestError(f"{where}: transformers' {cls.__name__} refuses it: {last_line(error)}") from error
 

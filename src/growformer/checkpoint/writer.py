@@ -9,6 +9,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,6 +60,16 @@ def split_shards(specs: Iterable[TensorSpec], max_bytes: int) -> list[list[Tenso
     return [*shards, current] if current else shards
 
 
+@dataclass(frozen=True)
+class OpenFile:
+    """A file in the making: its descriptor, where its header ends, and its size."""
+
+    path: Path
+    descriptor: int
+    begin: int
+    size: int
+
+
 class FolderWriter:
     """The safetensors files of one folder, open for writing rows at their offsets by any number of threads.
 
@@ -68,8 +79,8 @@ class FolderWriter:
         folder: an existing folder.
         specs: the tensors, in the order in which shards are filled.
         max_shard_bytes: limit of a file's tensors in bytes.
-        resume: keep files that are there already with the very same header and size (`kept`), and make others anew;
-            otherwise no file is overwritten.
+        resume: keep files that are there already with the very same header and size (`kept`), make others anew, and
+            remove those of a run that cut its shards elsewhere; otherwise no file is overwritten.
 
     Raises:
         ValueError: no tensors, or a name given twice.
@@ -88,11 +99,18 @@ class FolderWriter:
         self.folder, self.specs, self.shards = folder, list(specs), dict(zip(files, shards, strict=True))
         self.resume, self.kept = resume, set[str]()
         """Names of the tensors whose file was there already."""
+        self.files: dict[Path, OpenFile] = {}
+        """The safetensors files, once they are open."""
         self._places: dict[str, tuple[int, Path, int]] = {}
         self._closing = contextlib.ExitStack()
 
     def __enter__(self) -> "FolderWriter":
         with contextlib.ExitStack() as undo:
+            for stale in self.folder.glob("model*.safetensors*") if self.resume else ():
+                with target_errors(stale):
+                    if stale.name not in self.shards:
+                        stale.unlink()
+            self._write_index()
             for file, shard in self.shards.items():
                 path = self.folder / file
                 head, begins, size = lay_out(shard)
@@ -106,6 +124,7 @@ class FolderWriter:
                         os.ftruncate(descriptor, size)
                         _pwrite(descriptor, memoryview(head), 0)
                 self._places |= {name: (descriptor, path, at) for name, at in begins.items()}
+                self.files[path] = OpenFile(path, descriptor, len(head), size)
             self._closing = undo.pop_all()
         return self
 
@@ -125,19 +144,26 @@ class FolderWriter:
         with target_errors(path):
             return os.pread(descriptor, rows * _row_bytes(spec), at + row * _row_bytes(spec))
 
-    def finish(self) -> list[Path]:
-        """Force everything to disk, write the index where there are several files, and return the files, it last."""
-        for descriptor, path, _ in {place[0]: place for place in self._places.values()}.values():
-            with target_errors(path):
-                os.fsync(descriptor)
-        files = list(self.shards)
-        if len(files) > 1:
+    def extent(self, spec: TensorSpec, row: int = 0, rows: int | None = None) -> tuple[Path, int, int]:
+        """The file of these rows (None: all from `row` on), and where in it their bytes begin and end."""
+        _, path, at = self._places[spec.name]
+        end = at + spec.nbytes if rows is None else at + (row + rows) * _row_bytes(spec)
+        return path, at + row * _row_bytes(spec), end
+
+    def _write_index(self) -> None:
+        # Before any tensor, so that whoever opens the folder meanwhile finds them all.
+        if len(self.shards) > 1:
             weight_map = {spec.name: file for file, shard in self.shards.items() for spec in shard}
             index = {"metadata": {"total_size": sum(s.nbytes for s in self.specs)}, "weight_map": weight_map}
             with target_errors(self.folder / INDEX):
                 (self.folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-            files.append(INDEX)
-        return [self.folder / file for file in files]
+
+    def finish(self) -> list[Path]:
+        """Force everything to disk, and return the files, the index last where there is one."""
+        for file in self.files.values():
+            with target_errors(file.path):
+                os.fsync(file.descriptor)
+        return [self.folder / file for file in (*self.shards, *([INDEX] if len(self.shards) > 1 else []))]
 
     def __exit__(self, *_: object) -> None:
         self._closing.close()

@@ -9,7 +9,6 @@ from typing import Any
 import typer
 
 from growformer import api
-from growformer.algebra import Family, Ratio, Size, Times
 from growformer.api.verified import source_of
 from growformer.checkpoint import read_config
 from growformer.checkpoint.folder import size_text, target_errors
@@ -18,7 +17,6 @@ from growformer.checkpoint.stock import full_config
 from growformer.cli import show
 from growformer.cli.request import parse, places, require_reached, towards
 from growformer.errors import RequestError, SourceError
-from growformer.families import FAMILIES
 from growformer.methods import METHODS
 from growformer.planning import Plan, TensorPlan
 from growformer.planning.sizes import growable, read_request
@@ -26,7 +24,12 @@ from growformer.proof.claims import Proof
 
 
 def _asked(
-    src: Path, words: Sequence[str], to: Path | None, layers_at: Sequence[int] | None, method: str
+    src: Path,
+    words: Sequence[str],
+    to: Path | None,
+    layers_at: Sequence[int] | None,
+    method: str,
+    ignore_fields: Sequence[str],
 ) -> dict[str, Any]:
     """The request, its keys checked: they are about to become keywords."""
     request: dict[str, Any] = dict(parse(words))
@@ -42,7 +45,7 @@ def _asked(
         raise RequestError(f"{to}: every size is the source's own, so nothing is asked")
     asked: dict[str, Any] = dict(read_request(family, {**wanted, **request}))
     if follows:
-        made = api.plan(src, method=method, layers_at=layers_at, **asked)
+        made = api.plan(src, method=method, layers_at=layers_at, ignore_fields=ignore_fields, **asked)
         require_reached(to, follows, full_config(made.target_config)[0])
     return asked
 
@@ -56,11 +59,13 @@ def run_plan(
     seed: int,
     save: Path | None,
     json: bool,
+    ignore_fields: Sequence[str] = (),
 ) -> None:
     """`growformer plan`."""
     src = located(src)
     at = places(layers_at)
-    made = api.plan(src, method=method, seed=seed, layers_at=at, **_asked(src, words, to, at, method))
+    asked = _asked(src, words, to, at, method, ignore_fields)
+    made = api.plan(src, method=method, seed=seed, layers_at=at, ignore_fields=ignore_fields, **asked)
     if save is not None:
         with target_errors(save), save.open("x", encoding="utf-8") as file:
             file.write(made.dumps() + "\n")
@@ -120,7 +125,7 @@ def run_expand(
     """`growformer expand`."""
     src = located(src)
     at = places(layers_at)
-    request = _asked(src, words, to, at, options["method"])
+    request = _asked(src, words, to, at, options["method"], options["ignore_fields"])
     with show.progress(json) as tell:
         grown = api.expand_checkpoint(src, out, layers_at=at, progress=tell, **options, **request)
     if json:
@@ -182,35 +187,6 @@ def _continuations(src: Path, out: Path, prompt: str, tokens: int) -> Mapping[st
     a, b = greedy(src, asked, tokens), greedy(out, asked, tokens)
     same = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
     return {"same": same, "tokens": len(a), "text": tokenizer.decode(asked + b, skip_special_tokens=True)}
-
-
-def _size_text(size: Size) -> str:
-    if isinstance(size, Ratio):
-        return f"{size.over} / {size.by}"
-    if isinstance(size, Times):
-        return f"{size.times} {size.field}"
-    return size.name if size.default is None else f"{size.name} (default {_size_text(size.default)})"
-
-
-def run_families(name: str | None, json: bool) -> None:
-    """`growformer families`."""
-    if name is None:
-        rows = [(f.name, ", ".join(f.model_types), ", ".join(growable(f))) for f in FAMILIES.values()]
-        if json:
-            show.as_json([{"name": n, "model_types": t.split(", "), "grows": g.split(", ")} for n, t, g in rows])
-        else:
-            show.table(("family", "model_type", "grows by"), rows)
-        return
-    if name not in FAMILIES:
-        raise RequestError(f"family {name!r} is unknown; there are {', '.join(FAMILIES)}")
-    family: Family = FAMILIES[name]
-    if json:
-        axes = {axis: _size_text(size) for axis, size in family.axes.items()}
-        show.as_json({"name": family.name, "axes": axes, "tensors": dict(family.tensors)})
-        return
-    show.table(("axis", "config.json"), [(axis, _size_text(size)) for axis, size in family.axes.items()])
-    rows2 = [(n, p, family.optional.get(n, "")) for n, p in family.tensors.items()]
-    show.table(("tensor", "pattern", "where config.json says"), rows2, title=f"{family.name}: tensors")
 
 
 def run_methods(json: bool) -> None:

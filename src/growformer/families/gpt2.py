@@ -49,6 +49,16 @@ GPT2 = Family(
         "scale_attn_by_inverse_layer_idx": False,
         "add_cross_attention": False,
     },
+    sample={
+        "vocab_size": 37,
+        "n_embd": 24,
+        "n_head": 4,
+        "n_layer": 3,
+        "n_positions": 32,
+        "layer_norm_epsilon": 1e-3,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
     neutral=(
         "activation_function",
         "resid_pdrop",

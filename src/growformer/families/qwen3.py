@@ -18,7 +18,7 @@ QWEN3 = replace(
         "q": Norm("key", "rms", eps="rms_norm_eps"),
         "k": Norm("key", "rms", eps="rms_norm_eps"),
     },
-    per_layer=("layer_types",),
+    per_layer={"layer_types": "each"},
     rules=(),
     neutral=(*LLAMA.neutral, "use_sliding_window", "sliding_window", "max_window_layers"),
 )

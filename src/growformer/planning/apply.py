@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from growformer.algebra.fill import draw
+from growformer.algebra.fill import numbers, quantiles, shares
+from growformer.algebra.scratch import Scratch
 from growformer.planning.plan import Block, Plan, TensorPlan
 
 if TYPE_CHECKING:
@@ -16,7 +20,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Read = Callable[[str, "slice | None"], "torch.Tensor"]
-"""Reads a source tensor by name, or those rows (indices of its first dim) of it."""
+"""Reads a source tensor by name, or those rows (indices of its first dim) of it.
+
+What it returned may be overwritten when the same thread reads again.
+"""
 
 PIECE_BYTES = 16 << 20
 """Rows of a target tensor are made in pieces of about this many bytes of float32."""
@@ -24,9 +31,12 @@ PIECE_BYTES = 16 << 20
 MEASURED = 1 << 20
 """Entries of one piece of a tensor whose std or mean is measured."""
 
+STRIPE = 1 << 16
+"""Entries that are drawn or multiplied at once, so that what is in between stays in the processor's cache."""
+
 
 class Applier:
-    """Runs one plan. Once `measure` has been called, `piece` may be called by several threads.
+    """Runs one plan; `measure` and `piece` may be called by several threads.
 
     Args:
         plan: the plan.
@@ -43,6 +53,8 @@ class Applier:
         self.dtype = dtype
         self.stds: dict[str, float] = {}
         self._dtypes: dict[str, torch.dtype] = {}
+        self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+        self._scratch = Scratch()
 
     def rows(self, tensor: TensorPlan, nbytes: int = PIECE_BYTES) -> Iterator[torch.Tensor]:
         """The target tensor in pieces of whole rows, in order, in storage dtype."""
@@ -52,6 +64,9 @@ class Applier:
     @staticmethod
     def cuts(tensor: TensorPlan, nbytes: int = PIECE_BYTES) -> Iterator[tuple[int, int]]:
         """Row ranges of about `nbytes` of float32 each, at least one row."""
+        if not tensor.shape:
+            yield 0, 1
+            return
         step = max(1, nbytes // (4 * max(math.prod(tensor.shape[1:]), 1)))
         for start in range(0, tensor.shape[0], step):
             yield start, min(start + step, tensor.shape[0])
@@ -70,30 +85,46 @@ class Applier:
         Read in pieces of fixed size and summed in a fixed order in float64, so that the figure is the same bits
         whatever the memory and the threads.
         """
+        with self._locks[name]:
+            if name not in self.stds:
+                self.stds[name] = self._measure(name, kind)
+            return self.stds[name]
+
+    def _measure(self, name: str, kind: str) -> float:
         import numpy as np
 
-        if name not in self.stds:
-            count, mean, squares = 0, 0.0, 0.0
-            for values in self._pieces(name):
-                n, total = values.size, count + values.size
-                with np.errstate(invalid="ignore"):  # an infinite weight gives a figure that is refused by name
-                    m, s = float(values.mean()), float(values.var()) * n
-                squares += s + (m - mean) ** 2 * count * n / total
-                mean += (m - mean) * n / total
-                count = total
-            figure = mean if kind == "mean" else math.sqrt(squares / count)
-            matrix = any(len(t.source_shape) > 1 for t in self.plan.tensors if t.source == name)
-            if kind != "mean" and figure == 0.0 and matrix:
-                figure = float(self.plan.source_config.get("initializer_range", 0.02))
-            self.stds[name] = figure
-        return self.stds[name]
+        count, mean, squares = 0, 0.0, 0.0
+        for values in self._pieces(name):
+            n, total = values.size, count + values.size
+            # In place what numpy's mean and var do, to the last bit: fresh memory for each step takes twice the time.
+            with np.errstate(invalid="ignore"):  # an infinite weight gives a figure that is refused by name
+                m = float(np.add.reduce(values) / n)
+                np.subtract(values, m, out=values)
+                np.multiply(values, values, out=values)
+                s = float(np.add.reduce(values) / n) * n
+            squares += s + (m - mean) ** 2 * count * n / total
+            mean += (m - mean) * n / total
+            count = total
+        figure = mean if kind == "mean" else math.sqrt(squares / count)
+        matrix = any(len(t.source_shape) > 1 for t in self.plan.tensors if t.source == name)
+        if kind != "mean" and figure == 0.0 and matrix:
+            figure = float(self.plan.source_config.get("initializer_range", 0.02))
+        return figure
 
     def _pieces(self, name: str) -> Iterator[NDArray[np.float64]]:
+        """The entries of a source tensor in float64, flat, a piece at a time in the same memory."""
+        import torch
+
         shape = self._shapes[name]
+        if not shape:
+            yield self.read(name, None).double().reshape(1).numpy().copy()
+            return
         step = max(1, MEASURED // max(math.prod(shape[1:]), 1))
         for start in range(0, shape[0], step):
             rows = self.read(name, slice(start, min(start + step, shape[0])))
-            yield rows.double().numpy()
+            values = self._scratch.array("measured", rows.shape, "float64")
+            torch.from_numpy(values).copy_(rows)
+            yield values.reshape(-1)
 
     @cached_property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
@@ -102,33 +133,47 @@ class Applier:
     def tensor(self, name: str) -> torch.Tensor:
         """A whole target tensor."""
         plan = self.plan.by_name[name]
-        return self.piece(plan, 0, plan.shape[0])
+        return self.piece(plan, 0, plan.shape[0] if plan.shape else 1)
 
     def _storage(self, source: str) -> torch.dtype:
         if self.dtype is not None:
             return self.dtype
         if source not in self._dtypes:
-            self._dtypes[source] = self.read(source, slice(0, 1)).dtype
+            self._dtypes[source] = self.read(source, slice(0, 1) if self._shapes.get(source, (1,)) else None).dtype
         return self._dtypes[source]
 
-    def piece(self, tensor: TensorPlan, start: int, stop: int) -> torch.Tensor:
-        """Rows [start, stop) of a target tensor."""
-        import torch
+    def piece(self, tensor: TensorPlan, start: int, stop: int, scratch: Scratch | None = None) -> torch.Tensor:
+        """Rows [start, stop) of a target tensor.
 
-        shape = (stop - start, *tensor.shape[1:])
-        out = torch.zeros(shape, dtype=self._storage(tensor.source or tensor.fill.like or ""))
-        noise: torch.Tensor | None = None
-        for block in tensor.blocks((start, stop)):
-            box = tuple(
-                slice(at - (start if dim == 0 else 0), at - (start if dim == 0 else 0) + size)
-                for dim, (at, size) in enumerate(zip(block.start, block.shape, strict=True))
-            )
+        Args:
+            tensor: the tensor.
+            start, stop: the rows.
+            scratch: where to make them; what is returned is then good until the thread's next call. None: in memory
+                of their own.
+        """
+        dtype = self._storage(tensor.source or tensor.fill.like or "")
+        if not tensor.shape:
+            return self.read(tensor.source or "", None).to(dtype)
+        blocks = list(tensor.blocks((start, stop)))
+        if scratch is not None and len(blocks) == 1 and blocks[0].source is not None:
+            values = self._old(tensor, blocks[0])
+            if values.dtype == dtype and values.is_contiguous():
+                return values
+        memory = scratch or Scratch()
+        out = _tensor(memory.array("out", (stop - start, *tensor.shape[1:]), f"int{8 * dtype.itemsize}"), dtype)
+        free = []
+        for block in blocks:
+            first = (block.start[0] - start, *block.start[1:])
+            box = tuple(slice(at, at + size) for at, size in zip(first, block.shape, strict=True))
             if block.source is not None:
-                out[box] = self._old(tensor, block).to(out.dtype)
+                for rows, part in _parts(block):
+                    out[box][rows] = self._old(tensor, part)
             elif block.free:
-                if noise is None:
-                    noise = self._fill(tensor, start, stop).reshape(shape)
-                out[box] = noise[box].to(out.dtype)
+                free.append(box)
+            else:
+                out[box] = -tensor.offset  # what is closed adds up to zero with what the model adds to it
+        if free:
+            self._draw(tensor, start, out, free, memory)
         return out
 
     def _old(self, tensor: TensorPlan, block: Block) -> torch.Tensor:
@@ -138,30 +183,118 @@ class Applier:
         values = self.read(tensor.source, slice(block.source[0], block.source[0] + count))
         for dim in range(1, len(block.shape)):
             values = values.narrow(dim, block.source[dim], block.mean[dim] or block.shape[dim])
-        exponent = block.factor.exponent
-        if exponent == 0 and not any(block.mean):
+        exponent, shared = block.factor.exponent, any(block.shares)
+        if exponent == 0 and not any(block.mean) and not shared:
             return values
-        values = values.double()
+        values = values.double() + tensor.offset
+        if shared:
+            values *= self._shares(tensor, block)
         for dim, mean in enumerate(block.mean):
             if mean:
+                weigh = block.weigh[dim] if block.weigh else ""
+                if weigh:
+                    shape = [-1 if d == dim else 1 for d in range(len(block.shape))]
+                    values = values * self.read(weigh, None).double().reshape(shape)
                 values = values.mean(dim, keepdim=True)
-        return (values * float(block.factor)).expand(block.shape)
+        return (values * float(block.factor) - tensor.offset).expand(block.shape)
 
-    def _fill(self, tensor: TensorPlan, start: int, stop: int) -> torch.Tensor:
-        """Values for the free entries of rows [start, stop), flat (only the free ones are used).
+    def _shares(self, tensor: TensorPlan, block: Block) -> torch.Tensor:
+        """What part of each source entry of a block is this copy's: 0, a half or all, by the entry's own draw."""
+        import torch
 
-        Drawn and scaled in float32 whatever the storage dtype, so that every dtype holds the same numbers, rounded.
+        assert tensor.source is not None and block.source is not None
+        width = math.prod(tensor.source_shape[1:])
+        first, rows = block.source[0], block.mean[0] or block.shape[0]
+        drawn = numbers(self.plan.seed, tensor.source, tensor.source_shape, first * width, (first + rows) * width)
+        out: torch.Tensor | None = None
+        for share in block.shares:
+            if share is not None:
+                part = torch.from_numpy(shares(drawn, *share)).reshape(rows, *tensor.source_shape[1:])
+                out = part if out is None else out * part
+        assert out is not None
+        for dim in range(1, len(block.shape)):
+            out = out.narrow(dim, block.source[dim], block.mean[dim] or block.shape[dim])
+        return out
+
+    def _draw(
+        self, tensor: TensorPlan, start: int, out: torch.Tensor, boxes: Sequence[tuple[slice, ...]], scratch: Scratch
+    ) -> None:
+        """Fill the boxes of `out`, which holds the tensor's rows from `start` on."""
+        values = self._fill(tensor, out.dtype)
+        if len(values) == 1:
+            for box in boxes:
+                out[box] = values
+            return
+        low, high = min(box[0].start for box in boxes), max(box[0].stop for box in boxes)
+        shape, width = (high - low, *tensor.shape[1:]), math.prod(tensor.shape[1:])
+        flat = scratch.array("numbers", (math.prod(shape),), "uint16")
+        numbers(self.plan.seed, tensor.name, tensor.shape, (start + low) * width, (start + high) * width, flat)
+        which, table, there = flat.reshape(shape), _whole(values), _whole(out)
+        for rows, *rest in boxes:
+            box = (slice(rows.start - low, rows.stop - low), *rest)
+            _look_up(table, which[box], there[(rows, *rest)], scratch)
+
+    def _fill(self, tensor: TensorPlan, dtype: torch.dtype) -> torch.Tensor:
+        """What free entries of a tensor may be: one value, or as many as there are `quantiles`.
+
+        Scaled in float32 whatever the storage dtype, so that every dtype holds the same numbers, rounded.
         """
         import torch
 
-        width = math.prod(tensor.shape[1:])
         fill = tensor.fill
         level = fill.std if fill.std is not None else self.measure(fill.like or "", fill.kind)
         if fill.kind == "mean":
-            value = torch.tensor(level * float(fill.factor), dtype=torch.float64)
-            return value.expand((stop - start) * width)
-        drawn = torch.from_numpy(draw(self.plan.seed, tensor.name, tensor.shape, start * width, stop * width))
-        return drawn.mul_(level)
+            level = (level + tensor.offset) * float(fill.factor) - tensor.offset
+            return torch.tensor([level], dtype=torch.float64).to(dtype)
+        return torch.from_numpy(quantiles()).mul(level).to(dtype)
+
+
+def _parts(block: Block) -> Iterator[tuple[slice, Block]]:
+    """A block of old channels, a few rows at a time where they are multiplied, for products take more room."""
+    count, source = block.shape[0], block.source
+    assert source is not None
+    step = max(count, 1)
+    if (block.factor.exponent != 0 or any(block.shares)) and not any(block.mean):
+        step = max(1, STRIPE // max(math.prod(block.shape[1:]), 1))
+    for at in range(0, count, step):
+        size = min(step, count - at)
+        first = tuple(x + at * (dim == 0) for dim, x in enumerate(block.start))
+        old = tuple(x + at * (dim == 0) for dim, x in enumerate(source))
+        yield slice(at, at + size), replace(block, start=first, shape=(size, *block.shape[1:]), source=old)
+
+
+def _tensor(values: NDArray[Any], dtype: torch.dtype) -> torch.Tensor:
+    """The torch tensor over the same memory, which numpy knows as whole numbers of that size."""
+    import torch
+
+    return torch.from_numpy(values).view(dtype)
+
+
+def _whole(values: torch.Tensor) -> NDArray[Any]:
+    """The array over the same memory, as whole numbers: numpy has no bfloat16."""
+    import torch
+
+    sizes = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    found: NDArray[Any] = values.view(sizes[values.element_size()]).numpy()
+    return found
+
+
+def _look_up(table: NDArray[Any], which: NDArray[Any], out: NDArray[Any], scratch: Scratch) -> None:
+    """out = table[which], a stripe at a time."""
+    import numpy as np
+
+    step = max(1, STRIPE // max(math.prod(which.shape[1:]), 1))
+    for start in range(0, len(which), step):
+        part, there = which[start : start + step], out[start : start + step]
+        # The type of index that `take` works with, so that it makes no copy of its own.
+        index = scratch.array("index", part.shape, np.intp)
+        np.copyto(index, part)
+        if there.flags.c_contiguous:
+            table.take(index, out=there, mode="wrap")
+        else:
+            found = scratch.array("found", part.shape, table.dtype)
+            table.take(index, out=found, mode="wrap")
+            there[...] = found
 
 
 def _has_free(tensor: TensorPlan) -> bool:
@@ -208,6 +341,7 @@ def pull_back(plan: Plan, target: Mapping[str, torch.Tensor]) -> dict[str, torch
             there = tuple(slice(a, a + n) for a, n in zip(block.source, block.shape, strict=True))
             # Divided by the factor where back is its inverse: one rounding less than multiplying by the inverse.
             inverse = block.back.inverse
-            old[there] += grown[here] / float(inverse)
-        out[tensor.source] = old
+            old[there] += (grown[here] + tensor.offset) / float(inverse) - tensor.offset
+        # Several tensors may hold one between them: copies of an expert, each with its share.
+        out[tensor.source] = out[tensor.source] + old if tensor.source in out else old
     return out

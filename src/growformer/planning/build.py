@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-from growformer.algebra import Atom, Family, Fill, Lift, NamePattern, Run, TensorPattern
+from growformer.algebra import ONE, WILD, Atom, Dim, Factor, Family, Fill, Lift, NamePattern, Run, TensorPattern, lookup
 from growformer.errors import PatternError
 from growformer.planning.growth import Growth
 from growformer.planning.plan import TensorPlan
@@ -44,21 +44,22 @@ def cover(family: Family, growth: Growth, shapes: Shapes, config: Mapping[str, A
     drops = [NamePattern(text) for text in family.drop]
     names: dict[str, dict[tuple[int, ...], str]] = {name.text: {} for name, _ in family.patterns}
     dropped: list[str] = []
+    tied = family.tied
     for disk, shape in shapes.items():
-        full = disk if family.tied is not None and disk == family.tied.head else prefix + disk
-        if any(drop.match(full) is not None for drop in drops):
+        head = tied is not None and disk == tied.head
+        full = family.full_name(disk, prefix)
+        if (head and growth.tied) or any(drop.match(full) is not None for drop in drops):
             dropped.append(disk)
             continue
         name, pattern, index = family.find(full)
-        _check_shape(family, growth, disk, shape, pattern, index)
+        _check_shape(family, growth, disk, shape, name, pattern, index)
         names[name.text][tuple(index.values())] = disk
-    tied = family.tied
-    if tied is not None and not bare and not config.get(tied.field) and not names[tied.head]:
+    if tied is not None and family.headed(config) and not (bare or growth.tied or names[tied.head]):
         raise PatternError(
             f"family {family.name}: tensor {tied.head!r} is missing from the checkpoint, and config.json does not tie "
             f"it ({tied.field}={config.get(tied.field)!r})"
         )
-    _check_whole(family, growth, names, config)
+    _check_whole(family, growth, names, config, prefix)
     return Covered(prefix, names, tuple(dropped))
 
 
@@ -69,11 +70,13 @@ def idle_rows(family: Family, pattern: TensorPattern, size: Callable[[Atom], int
     bias has no gradient in any model, grown or not.
     """
     bias = len(pattern.dims) == 1 and all(atom.stand == "write" for atom in pattern.atoms())
-    if not bias or family.attention.rotary is not None:
+    if not bias:
         return []
 
     def lift(atom: Atom) -> Lift:
-        key = atom.role == "k" and atom.axis == "key"
+        attention = family.attention_of(str(atom.axis))
+        idle = attention is not None and attention.rotary is None and family.norm_over(str(atom.axis)) is None
+        key = attention is not None and idle and atom.role == "k" and atom.axis in attention.key
         return Lift(0, (Run(size(atom), None, back=None),)) if key else Lift.identity(size(atom))
 
     return [(start, start + run.count) for start, run in pattern.dims[0].lift(lift).spans() if run.new]
@@ -95,23 +98,45 @@ def _target_index(growth: Growth, index: Mapping[str, int]) -> dict[str, int] | 
 
 
 def _check_shape(
-    family: Family, growth: Growth, name: str, shape: tuple[int, ...], pattern: TensorPattern, index: Mapping[str, int]
+    family: Family,
+    growth: Growth,
+    disk: str,
+    shape: tuple[int, ...],
+    name: NamePattern,
+    pattern: TensorPattern,
+    index: Mapping[str, int],
 ) -> None:
     where = _target_index(growth, index)
     if where is None:
         return  # its index is beyond the config, which `_check_whole` says better than a shape could
-    wanted = tuple(dim.size(lambda atom: _old_size(growth, atom, where)) for dim in pattern.dims)
-    if wanted != shape:
-        sizes = {a.axis: _old_size(growth, a, where) for a in pattern.atoms() if isinstance(a.axis, str)}
+    dims = stored_dims(name, pattern)
+    wild = [dim.atom is not None and dim.atom.axis == WILD for dim in dims]
+    wanted = [
+        0 if w else dim.size(lambda atom: _old_size(growth, atom, where)) for dim, w in zip(dims, wild, strict=True)
+    ]
+    if len(wanted) != len(shape) or any(n != m for n, m, w in zip(wanted, shape, wild, strict=True) if not w):
+        sizes = {
+            a.axis: _old_size(growth, a, where) for a in pattern.atoms() if isinstance(a.axis, str) and a.axis != WILD
+        }
         said = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
+        given = [WILD if w else n for n, w in zip(wanted, wild, strict=True)]
         raise PatternError(
-            f"family {family.name}: tensor {name!r} has shape {list(shape)}, but its pattern {pattern.text!r} "
-            f"with {said} from config.json gives {list(wanted)}; the config and the weights do not belong together"
+            f"family {family.name}: tensor {disk!r} has shape {list(shape)}, but its pattern {pattern.text!r} "
+            f"with {said} from config.json gives {given}; the config and the weights do not belong together"
         )
 
 
+def stored_dims(name: NamePattern, pattern: TensorPattern) -> list[Dim]:
+    """The dims of the stored tensor: an index axis that the name holds takes none."""
+    return [d for d in pattern.dims if not (d.atom is not None and d.atom.index and d.atom.axis in name.axes)]
+
+
 def _check_whole(
-    family: Family, growth: Growth, names: Mapping[str, Mapping[tuple[int, ...], str]], config: Mapping[str, Any]
+    family: Family,
+    growth: Growth,
+    names: Mapping[str, Mapping[tuple[int, ...], str]],
+    config: Mapping[str, Any],
+    prefix: str,
 ) -> None:
     for name, _ in family.patterns:
         have = set(names[name.text])
@@ -119,15 +144,16 @@ def _check_whole(
         want = {tuple(v for v in old if v is not None) for old in olds if None not in old}
         head = family.tied is not None and name.text == family.tied.head
         switch = family.optional.get(name.text)
-        if switch is not None and bool(have) != bool(config.get(switch)):
-            said = "has none" if config.get(switch) else "has some"
+        if switch is not None and bool(have) != bool(lookup(config, switch)):
+            value = lookup(config, switch)
             raise PatternError(
-                f"family {family.name}: config.json says {switch}={config.get(switch)!r}, and the checkpoint {said} "
-                f"of the tensors {name.text}"
+                f"family {family.name}: config.json says {switch}={value!r}, and the checkpoint has "
+                f"{'none' if value else 'some'} of the tensors {name.text}"
             )
-        if (switch is not None or head) and not have:
+        outside = bool(prefix) and not name.text.startswith(prefix)
+        if (switch is not None or head or outside or name.text in family.tasks) and not have:
             continue
-        missing = want - have
+        missing = set() if name.text in family.uneven else want - have
         extra = have - want
         if missing or extra:
             which = missing or extra
@@ -152,25 +178,30 @@ def _indices(growth: Growth, axes: tuple[str, ...]) -> Iterator[tuple[dict[str, 
     return walk({}, {}, axes)
 
 
-def tensor_plans(family: Family, growth: Growth, covered: Covered) -> Iterator[TensorPlan]:
+def tensor_plans(family: Family, growth: Growth, covered: Covered, shapes: Shapes) -> Iterator[TensorPlan]:
     """The plan of every target tensor, layer by layer in the family's order of names."""
-    shared = {axis for name, pattern in family.patterns if not name.axes for axis in pattern.axes()}
     rows = []
     for order, (name, pattern) in enumerate(family.patterns):
         sources = covered.names[name.text]
         if not sources:
             continue
         for new, old in _indices(growth, name.axes):
-            plan = _tensor_plan(family, growth, covered.prefix, name, pattern, new, old, sources, shared)
-            rows.append(((new.get(family.layer, _outside(family, name)), order), plan))
+            like = _like(growth, new, sources, exact=name.text in family.uneven)
+            if like is None:
+                continue
+            plan = _tensor_plan(family, growth, covered.prefix, name, pattern, new, old, sources[like], shapes)
+            rows.append(((*_place(family, name, new), order), plan))
     yield from (plan for _, plan in sorted(rows, key=lambda row: row[0]))
 
 
-def _outside(family: Family, name: NamePattern) -> float:
-    """Tensors before the first layered name come first, those after it last."""
+def _place(family: Family, name: NamePattern, index: Mapping[str, int]) -> tuple[float, float]:
+    """Where a tensor stands on disk: by the layer axis that its name holds, then by layer; the others around them."""
     texts = [n.text for n, _ in family.patterns]
-    layered = [i for i, (n, _) in enumerate(family.patterns) if family.layer in n.axes]
-    return -1.0 if texts.index(name.text) < layered[0] else float("inf")
+    for axis in family.layers:
+        if axis in index:
+            first = next(i for i, (n, _) in enumerate(family.patterns) if axis in n.axes)
+            return float(first), float(index[axis])
+    return float(texts.index(name.text)), -1.0
 
 
 def _tensor_plan(
@@ -181,40 +212,101 @@ def _tensor_plan(
     pattern: TensorPattern,
     new: dict[str, int],
     old: dict[str, int | None],
-    sources: Mapping[tuple[int, ...], str],
-    shared: set[str],
+    like: str,
+    shapes: Shapes,
 ) -> TensorPlan:
     disk = name.format(new)
     disk = disk[len(prefix) :] if prefix and disk.startswith(prefix) else disk
     is_new = None in old.values()
-    closes = any(atom.axis == family.stream and atom.stand == "write" for atom in pattern.atoms())
+    closes = is_new and family.closes_layer(name, pattern)
+    sizes = dict(zip(map(id, stored_dims(name, pattern)), shapes[like], strict=True))
 
-    def lift(atom: Atom) -> Lift:
-        if not is_new:
-            return port(family, growth, atom, new)
-        if isinstance(atom.axis, str) and atom.axis in shared:
+    def lift(dim: Dim, atom: Atom) -> Lift:
+        if atom.axis == WILD:
+            whole = Lift.identity(sizes[id(dim)])
+        elif is_new and isinstance(atom.axis, str):
+            whole = Lift.identity(growth.at(atom.axis, new).new)
+        else:
             whole = port(family, growth, atom, new)
-            runs = tuple(Run(r.count, None, back=None, free=r.free and r.new) for r in whole.runs)
-            return Lift(whole.old, runs)
-        size = atom.axis if isinstance(atom.axis, int) else growth.at(atom.axis, new).new
-        return Lift(0, (Run(size, None, back=None),))
+        return Lift(0, (Run(whole.new, None, back=None),)) if is_new else whole
 
-    source = None if is_new else sources[tuple(v for v in old.values() if v is not None)]
-    like = source or sources[_like(growth, new, sources)]
-    gain = next((atom for atom in pattern.atoms() if atom.stand == "gain" and isinstance(atom.axis, str)), None)
-    if gain is None:
-        fill = Fill("normal", like)
+    dims = [dim.lift(lambda atom, dim=dim: lift(dim, atom)) for dim in stored_dims(name, pattern)]  # type: ignore[misc]
+    if not is_new:
+        dims = _by_name(family, growth, name, pattern, new, dims)
+        dims = _weighed(family, prefix, pattern, old, dims)
+    gains = [atom for atom in pattern.atoms() if atom.stand == "gain" and isinstance(atom.axis, str)]
+    scale = any(atom.role not in family.norms for atom in gains)
+    if gains:
+        factors = [
+            gain_factor(family, growth, growth.at(str(a.axis), new), a.role, new) for a in gains if a.axis != WILD
+        ]
+        # What carries a mean past a gain for each channel is weighed by the old gains, and must not be by the new.
+        fill = Fill("mean", like, 1.0) if scale else Fill("mean", like, None, _product(factors))
     else:
-        fill = Fill("mean", like, None, gain_factor(family, growth, growth.at(str(gain.axis), new), gain.role))
+        fill = Fill("normal", like)
     shift = any(atom.stand == "shift" for atom in pattern.atoms())
-    dims = tuple(dim.lift(lift) for dim in pattern.dims)
-    if is_new:
-        dims = tuple(Lift(0, dim.runs) for dim in dims)
-    return TensorPlan(disk, source, dims, is_new and not closes and not shift, fill, name.text)
+    offset = max((family.offset(atom) for atom in gains), default=0)
+    source = None if is_new else like
+    return TensorPlan(disk, source, tuple(dims), is_new and not closes and not shift, fill, name.text, offset)
 
 
-def _like(growth: Growth, new: Mapping[str, int], sources: Mapping[tuple[int, ...], str]) -> tuple[int, ...]:
-    """The source tensor whose figures fill a new one: the one that its index axes name, or the nearest there is."""
+def _product(factors: Iterable[Factor]) -> Factor:
+    out = ONE
+    for factor in factors:
+        out = out * factor
+    return out
+
+
+def _by_name(
+    family: Family,
+    growth: Growth,
+    name: NamePattern,
+    pattern: TensorPattern,
+    index: Mapping[str, int],
+    dims: list[Lift],
+) -> list[Lift]:
+    """The dims, with what the index axes in the tensor's name demand of it.
+
+    An expert's copy has its share of what reads it; any other copy is unread, as copies within a tensor are.
+    """
+    reads = {atom.axis: atom for atom in pattern.atoms() if atom.index and atom.stand == "read"}
+    for axis in name.axes:
+        atom = reads.get(axis)
+        run = _run_at(port(family, growth, atom, index) if atom else growth.at(axis, index).lift, index[axis])
+        if not dims or (atom is None and run.back is not None):
+            continue
+        runs = dims[0].times(run.factor).runs if atom else dims[0].runs
+        change: dict[str, Any] = {"share": run.share} if atom else {"back": None}
+        dims = [Lift(dims[0].old, tuple(replace(r, **change) if not r.new else r for r in runs)), *dims[1:]]
+    return dims
+
+
+def _weighed(
+    family: Family, prefix: str, pattern: TensorPattern, old: Mapping[str, int | None], dims: list[Lift]
+) -> list[Lift]:
+    """The dims, with means of writers weighed by the gain that stands between them and the stream (LayerScale)."""
+    written = {atom.role for atom in pattern.atoms() if atom.stand == "write"}
+    roles = written - set(family.norms) - {None}
+    for name, gain in family.patterns:
+        if not any(atom.stand == "gain" and atom.role in roles for atom in gain.atoms()):
+            continue
+        index = {axis: value for axis in name.axes if (value := old.get(axis)) is not None}
+        disk = name.format(index).removeprefix(prefix)
+        dims = [Lift(d.old, tuple(replace(r, weigh=disk) if r.mean else r for r in d.runs)) for d in dims]
+    return dims
+
+
+def _run_at(lift: Lift, channel: int) -> Run:
+    return next(run for start, run in lift.spans() if start <= channel < start + run.count)
+
+
+def _like(
+    growth: Growth, new: Mapping[str, int], sources: Mapping[tuple[int, ...], str], *, exact: bool
+) -> tuple[int, ...] | None:
+    """The source tensor that a target tensor comes from or is like: the one that its index axes name.
+
+    Or the nearest there is; with `exact`, none.
+    """
     want: list[int] = []
     done: dict[str, int] = {}
     for axis, value in new.items():
@@ -224,4 +316,6 @@ def _like(growth: Growth, new: Mapping[str, int], sources: Mapping[tuple[int, ..
         done[axis] = value
     if tuple(want) in sources:
         return tuple(want)
+    if exact:
+        return None
     return min(sources, key=lambda have: [abs(a - b) for a, b in itertools.zip_longest(have, want, fillvalue=0)])

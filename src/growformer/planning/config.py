@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from fractions import Fraction
 from typing import Any
 
-from growformer.algebra import Family, Field
+from growformer.algebra import Family, PerLayer, assigned, fields_of, lookup
 from growformer.errors import RequestError
 from growformer.planning.growth import AxisGrowth, Growth
 from growformer.planning.ports import eps_factor
+from growformer.planning.rotary import rotary_config
 from growformer.planning.sizes import Sizes
 
 # Keys of PretrainedConfig itself, which say nothing of the function that weights compute.
@@ -24,37 +25,94 @@ BASE_FIELDS = frozenset(
 )
 
 
-def check_fields(family: Family, full: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+def check_fields(
+    family: Family,
+    full: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    read: Collection[str] = (),
+    ignored: Collection[str] = (),
+) -> list[str]:
     """Refuse a config whose switches the family does not describe.
 
     Args:
         family: the model family.
         full: the source's config with the class's defaults filled in.
         defaults: the class's config as it is without arguments.
+        read: names of config fields that the modelling code reads.
+        ignored: fields that the user takes upon himself.
+
+    Returns:
+        Notes: fields that nobody declares and nobody reads, which are carried along, and those that were ignored.
 
     Raises:
-        RequestError: a declared field that is not at its default and that no fact covers, by name; or an eps that is
-            no finite number.
+        RequestError: a field that is not at its default, or that the class does not declare and its code reads, and
+            that no fact covers, by name; or an eps that is no finite number.
     """
     for name, value in family.requires.items():
-        if full.get(name) != value:
+        if lookup(full, name) != value:
             raise RequestError(
-                f"config.json: {name}={full.get(name)!r} changes what {family.name} computes in a way that is not "
+                f"config.json: {name}={lookup(full, name)!r} changes what {family.name} computes in a way that is not "
                 f"served; only {name}={value!r} is"
             )
-    for eps in dict.fromkeys(norm.eps for norm in family.norms.values()):
-        value = full.get(eps)
+    for eps in dict.fromkeys(norm.eps for norm in family.norms.values() if isinstance(norm.eps, str)):
+        value = lookup(full, eps)
         if not isinstance(value, float) or not 0 <= value < math.inf:
             raise RequestError(f"config.json: {eps}={value!r}; an eps is a finite number, 0 or more, such as 1e-05")
-    known = BASE_FIELDS | set(family.neutral) | set(family.per_layer) | set(family.requires)
-    known |= {size.name for size in family.axes.values() if isinstance(size, Field)}
-    known |= {norm.eps for norm in family.norms.values()}
-    for name, value in full.items():
-        if name in defaults and name not in known and value != defaults[name]:
+    known = BASE_FIELDS | known_fields(family)
+    carried, notes = list[str](), list[str]()
+    for name, value in _leaves(known, full):
+        if name in known:
+            continue
+        declared = _declared(defaults, name)
+        matters = value != lookup(defaults, name) if declared else name.split(".")[-1] in read and value is not None
+        if matters and name in ignored:
+            notes.append(f"{name}={value!r} is ignored, as asked: no fact of {family.name} covers it")
+        elif matters:
+            default = f"not {family.name}'s default ({lookup(defaults, name)!r})" if declared else "read by its code"
             raise RequestError(
-                f"config.json: {name}={value!r} is not {family.name}'s default ({defaults[name]!r}), "
-                f"and no fact of the family says what growth must do about it"
+                f"config.json: {name}={value!r} is {default}, and no fact of the family says what growth must do about "
+                f"it (--ignore-field {name} goes on)"
             )
+        elif not declared:
+            carried.append(name)
+    if carried:
+        notes.append(f"carried along, read by no code: {', '.join(carried)}")
+    return notes
+
+
+def known_fields(family: Family) -> set[str]:
+    """The config fields that some fact of the family speaks of."""
+    known = {*family.neutral, *family.per_layer, *family.requires, *family.optional.values(), *family.follows}
+    known |= {*family.aliases, *(name for frozen in family.frozen for name in frozen.unless)}
+    for size in family.axes.values():
+        known |= fields_of(size)
+    known |= {norm.eps for norm in family.norms.values() if isinstance(norm.eps, str)}
+    for rotary in (attention.rotary for attention in family.attentions):
+        known |= {name for name in (rotary.partial, rotary.turned) if name} if rotary is not None else set()
+    if family.experts is not None:
+        known |= {family.experts.chosen, *family.experts.groups, *family.experts.requires}
+    if family.tied is not None:
+        known.add(family.tied.field)
+    return known
+
+
+def _leaves(known: frozenset[str], full: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Every field with its value; of a part of the config that some fact reaches into, its fields one by one."""
+    parts = {name.split(".")[0] for name in known if "." in name} - BASE_FIELDS
+    out: list[tuple[str, Any]] = []
+    for name, value in full.items():
+        if name in parts and isinstance(value, Mapping):
+            out += [(f"{name}.{k}", v) for k, v in value.items() if k not in BASE_FIELDS]
+        else:
+            out.append((name, value))
+    return out
+
+
+def _declared(config: Mapping[str, Any], name: str) -> bool:
+    first, _, rest = name.partition(".")
+    if first not in config:
+        return False
+    return not rest or (isinstance(config[first], Mapping) and _declared(config[first], rest))
 
 
 def target_config(
@@ -74,46 +132,43 @@ def target_config(
     """
     config = dict(raw)
     notes: list[str] = []
+    for name, part in family.aliases.items():
+        if isinstance(older := lookup(raw, name), Mapping):
+            # A part of the config is there twice. The older one counts, and where it says nothing its class's default.
+            both = {**(lookup(raw, part) or {}), **older}
+            meant = {key: lookup(full, f"{part}.{key}") if key in lookup(full, part) else both[key] for key in both}
+            config = assigned(assigned(config, part, meant), name, None)
     for name, value in sizes.fields.items():
-        config[name] = value
+        config = assigned(config, name, value)
     for role, norm in family.norms.items():
-        axis = growth.at(norm.axis)
-        if eps_factor(axis) != 1:
-            if family.shared_eps(norm):
-                raise RequestError(f"{norm.eps} serves norms over several axes; it cannot be rescaled for {role} alone")
-            config[norm.eps] = float(Fraction(full[norm.eps]) * eps_factor(axis))
-    if family.attention.rotary is not None:
-        notes += _rotary(family, raw, full, growth.at("key"), config)
+        factor = eps_factor(growth.at(norm.axes[0])) if len(norm.axes) == 1 else Fraction(1)
+        if factor != 1:
+            if family.fixed_eps(norm) or not isinstance(norm.eps, str):
+                raise RequestError(f"the eps of norm {role} ({norm.eps}) is not its own; it cannot be rescaled")
+            config = assigned(config, norm.eps, float(Fraction(lookup(full, norm.eps)) * factor))
+    for attention in family.attentions:
+        if attention.rotary is not None:
+            config, said = rotary_config(attention.rotary, raw, full, growth.at(attention.rotary.axis), config)
+            notes += said
+    for name, field in family.aliases.items():
+        if lookup(raw, name) is not None and field in sizes.fields:
+            config = assigned(config, name, sizes.fields[field])
     layers = growth.at(family.layer)
-    for name in family.per_layer:
-        old = full.get(name)
-        if isinstance(old, list):
-            config[name] = [old[layers.like[i] if s is None else s] for i, s in enumerate(layers.sources)]
+    for name, kind in family.per_layer.items():
+        value = lookup(full, name)
+        if value is not None and (kind != "runs" or layers.new != layers.old):
+            config = assigned(config, name, per_layer(value, kind, layers))
     return config, notes
 
 
-def _rotary(
-    family: Family, raw: Mapping[str, Any], full: Mapping[str, Any], key: AxisGrowth, config: dict[str, Any]
-) -> list[str]:
-    """Write the rotary base in both key styles (older readers silently ignore the new one); theta' = theta^(k'/k)."""
-    rotary = family.attention.rotary
-    rope = dict(full.get("rope_parameters") or {})
-    theta, kind = rope.get("rope_theta"), rope.get("rope_type", "default")
-    if rotary is None or isinstance(theta, bool) or not isinstance(theta, (int, float)) or not 0 < theta < math.inf:
-        raise RequestError(
-            f"config.json: rope_parameters has rope_theta={theta!r}; one positive number is served, for all layers"
-        )
-    notes = []
-    if key.new != key.old:
-        if kind in rotary.inside:
-            notes.append(f"rope_type {kind!r}: exact up to max_position_embeddings only")
-        was, theta = float(theta), float(theta) ** (key.new / key.old)
-        notes.append(f"rope_theta {was:g} -> {theta:g}: theta^({key.new}/{key.old}) keeps every old pair's frequency")
-    rope["rope_theta"] = theta
-    config["rope_parameters"] = rope
-    config["rope_theta"] = theta
-    if kind != "default":
-        config["rope_scaling"] = {k: v for k, v in rope.items() if k != "rope_theta"}
-    elif raw.get("rope_scaling") is not None:
-        config["rope_scaling"] = None
-    return notes
+def per_layer(value: Any, kind: PerLayer, layers: AxisGrowth) -> Any:
+    """What a config field that speaks of single layers becomes; a new layer is like the one before it."""
+    olds = [layers.like[i] if source is None else source for i, source in enumerate(layers.sources)]
+    if kind == "each":
+        return [value[old] for old in olds]
+    if kind == "numbers":
+        return [i for i, old in enumerate(olds) if old in value]
+    if kind == "first":
+        return sum(1 for old in olds if old < value)
+    entries = [entry for names, times in value for _ in range(times) for entry in names]
+    return [[[entries[old] for old in olds], 1]]

@@ -95,7 +95,7 @@ class Expansion:
             RequestError: what the config cannot say: sizes that differ from layer to layer or head to head, a size
                 that no field holds, key without value where one field is both; or a smaller size.
         """
-        named = {"heads": family.attention.heads, "hidden": family.stream, "layer": family.layer}
+        named = {"heads": family.attentions[0].heads, "hidden": family.stream, "layer": family.layer}
         asked: dict[str, int] = {}
         names: dict[str, str] = {}
         for step in self.steps:

@@ -25,6 +25,7 @@ class AxisGrowth:
         scope: the layer (and head) it holds for; empty: everywhere.
         like: for an index axis, for each new index the old one whose tensors set the fills.
         dead: why the new channels can never be reached by a gradient; empty where they can.
+        heard: its copies are all read, each by a share of what read the old channel.
     """
 
     axis: str
@@ -34,6 +35,7 @@ class AxisGrowth:
     scope: Scope = ()
     like: tuple[int, ...] = ()
     dead: str = ""
+    heard: bool = False
 
     @property
     def old(self) -> int:
@@ -77,6 +79,8 @@ class AxisGrowth:
 
         A carried mean is 0 there, and copies that nobody reads are closed by their gain or by their readers.
         """
+        if self.heard:
+            return self.lift
         return Lift(
             self.old,
             tuple(
@@ -94,9 +98,11 @@ class Growth:
     Args:
         axes: one entry for each axis and scope.
         tied: whether the head reads through the embedding's own tensor.
+        headed: whether there is a head that could.
     """
 
-    def __init__(self, axes: Iterable[AxisGrowth], *, tied: bool = False) -> None:
+    def __init__(self, axes: Iterable[AxisGrowth], *, tied: bool = False, headed: bool = True) -> None:
+        self.headed = headed
         self.axes: dict[tuple[str, Scope], AxisGrowth] = {(a.axis, a.scope): a for a in axes}
         self.tied = tied
 

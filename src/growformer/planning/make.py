@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from growformer.algebra import Family, Method
+from growformer.algebra import ONE, Family, Method
 from growformer.errors import RequestError
-from growformer.planning.build import Shapes, cover, tensor_plans
+from growformer.planning.build import Covered, Shapes, cover, tensor_plans
 from growformer.planning.config import check_fields, target_config
 from growformer.planning.growth import Growth
 from growformer.planning.plan import Plan
+from growformer.planning.ports import restoring
 from growformer.planning.resolve import resolve_growth
-from growformer.planning.sizes import resolve_sizes
+from growformer.planning.served import check_served
+from growformer.planning.sizes import Sizes, resolve_sizes
 
 
 def make_plan(
@@ -25,7 +27,9 @@ def make_plan(
     request: Mapping[str, Any],
     *,
     seed: int = 0,
-    layers_at: Sequence[int] | None = None,
+    layers_at: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
+    read: Collection[str] = (),
+    ignored: Collection[str] = (),
 ) -> Plan:
     """The plan of a growth, from shapes alone.
 
@@ -35,38 +39,113 @@ def make_plan(
         raw: the source's config.json.
         full: the same with the config class's defaults filled in.
         defaults: the config class's own defaults.
-        shapes: the shape of every source tensor by its name on disk.
+        shapes: the shape of every source tensor by its name on disk. A head that stands there although the config
+            ties it is taken for the embedding, stored twice; whether the two are equal is the caller's to check.
         request: new sizes by config field.
         seed: of the draws.
-        layers_at: places of the new layers in the grown model; None spreads them evenly.
+        layers_at: places of the new layers in the grown model, by layer axis where several grow; None spreads them
+            evenly.
+
+        read: names of config fields that the modelling code reads.
+        ignored: config fields that no fact covers and that the user takes upon himself.
 
     Raises:
         RequestError: where the request has no exact answer; the message names the nearest that works.
         PatternError: where config and tensors do not belong together.
     """
-    check_fields(family, full, defaults)
+    seen = check_fields(family, full, defaults, read, ignored)
     sizes = resolve_sizes(family, full, request)
-    if layers_at is not None and sizes.old[family.layer] == sizes.new[family.layer]:
-        raise RequestError("the new layers were placed, but no new layer was asked for")
-    tied = family.tied is not None and family.tied.head not in shapes
-    growth = resolve_growth(family, sizes, method, tied=tied, layers_at=layers_at)
+    check_served(family, full, sizes)
+    tied, headed = ties(family, full, shapes), family.headed(full)
+    places = _placed(family, sizes, layers_at)
+    growth = resolve_growth(family, sizes, method, tied=tied, headed=headed, layers_at=places)
     config, notes = target_config(family, raw, full, growth, sizes)
     covered = cover(family, growth, shapes, full)
+    _check_absorbed(family, growth, covered)
+    if family.tied is not None and family.tied.head in covered.dropped:
+        notes.append(f"{family.tied.head} is stored beside the tied embedding, equal; written once")
+    layers = {axis: tuple(growth.at(axis).sources) for axis in family.layers}
     return Plan(
         family=family.name,
         method=method.name,
         seed=seed,
-        request=dict(request) | ({} if layers_at is None else {"layers_at": list(layers_at)}),
+        request=dict(request)
+        | ({} if layers_at is None else {"layers_at": _plain(layers_at)})
+        | ({"ignore_fields": sorted(ignored)} if ignored else {}),
         moved=sizes.moved,
         source_config=dict(raw),
         target_config=config,
-        tensors=tuple(tensor_plans(family, growth, covered)),
+        tensors=tuple(tensor_plans(family, growth, covered, shapes)),
         dropped=covered.dropped,
         axes=axes_json(growth),
-        layers=tuple(growth.at(family.layer).sources),
+        layers=layers,
         dead=tuple(axis.dead for axis in growth if axis.dead),
-        notes=tuple(notes),
+        notes=tuple(dict.fromkeys([*seen, *notes])),
     )
+
+
+def _check_absorbed(family: Family, growth: Growth, covered: Covered) -> None:
+    """Refuse a rescale of the stream that nobody can take back: the last norm has no gain, and no head of its own."""
+    for stream in family.streams:
+        axis = growth.at(stream)
+        bare = any(norm.axis == stream and norm.gain is None for norm in family.norms.values())
+        if not bare or restoring(axis) == ONE:
+            continue
+        readers = [
+            name
+            for name, pattern in family.patterns
+            if covered.names[name.text] and not set(family.layers) & set(name.axes)
+            for atom in pattern.atoms()
+            if atom.axis == stream and atom.stand == "read"
+        ]
+        if growth.tied or not readers:
+            why = "the head shares the embedding's tensor" if growth.tied else "there is no head"
+            raise RequestError(
+                f"{family.name}: {stream} {axis.old} -> {axis.new} rescales what the last norm gives; that norm has no "
+                f"gain to take it back, and {why}; {stream} stays {axis.old}"
+                + (" (untied, with the head stored by itself, it can grow)" if growth.tied else "")
+            )
+
+
+def ties(family: Family, full: Mapping[str, Any], shapes: Shapes) -> bool:
+    """Whether the checkpoint's head reads through the embedding's own tensor."""
+    if family.tied is None or not family.headed(full):
+        return False
+    return family.tied.head not in shapes or bool(full.get(family.tied.field))
+
+
+def _placed(
+    family: Family, sizes: Sizes, layers_at: Sequence[int] | Mapping[str, Sequence[int]] | None
+) -> dict[str, Sequence[int]]:
+    """The places of new layers, by layer axis.
+
+    Raises:
+        RequestError: places where no layer is new, on several axes at once, or before a settled layer.
+    """
+    if layers_at is None:
+        return {}
+    growing = [axis for axis in family.layers if sizes.old[axis] != sizes.new[axis]]
+    if isinstance(layers_at, Mapping):
+        placed = {axis: tuple(at) for axis, at in layers_at.items()}
+    elif len(growing) > 1:
+        raise RequestError(f"the new layers were placed, but layers of {' and '.join(growing)} are new; name the axis")
+    else:
+        placed = dict.fromkeys(growing, tuple(layers_at))
+    if not placed or not set(placed) <= set(growing):
+        raise RequestError("the new layers were placed, but no new layer was asked for")
+    for at in placed.values():
+        if any(0 <= place < family.settled for place in at):
+            raise RequestError(
+                f"{family.name}: the first {family.settled} layer(s) are built another way and stay where they are; "
+                f"place new layers from {family.settled} on"
+            )
+    return dict(placed)
+
+
+def _plain(layers_at: Sequence[int] | Mapping[str, Sequence[int]]) -> Any:
+    if isinstance(layers_at, Mapping):
+        return {axis: list(at) for axis, at in layers_at.items()}
+    return list(layers_at)
 
 
 def axes_json(growth: Growth) -> dict[str, Any]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -28,7 +28,9 @@ class Block:
         factor: what the source entries are multiplied by.
         back: what the target entries are multiplied by to give the source's again (summed over blocks); None: unread.
         mean: for each dim, how many source indices are averaged; 0: none.
-        free: new entries only: filled (True) or zero (False).
+        free: new entries only: filled (True) or closed (False).
+        shares: for each dim, which share of the source's entries it holds (see `Run.share`), or None.
+        weigh: for each dim, the tensor that weighs its mean (see `Run.weigh`), or "".
     """
 
     start: tuple[int, ...]
@@ -38,6 +40,8 @@ class Block:
     back: Factor | None
     mean: tuple[int, ...]
     free: bool
+    shares: tuple[tuple[int, int] | None, ...] = ()
+    weigh: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class TensorPlan:
         free: for a new tensor, whether its index axes leave it free.
         fill: how free entries are filled.
         pattern: the name pattern it belongs to, for tables.
+        offset: what the model adds to the stored numbers before they count (1 for gains stored as 1+w): factors and
+            closures are of the sum.
     """
 
     name: str
@@ -59,6 +65,7 @@ class TensorPlan:
     free: bool
     fill: Fill
     pattern: str
+    offset: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -80,7 +87,9 @@ class TensorPlan:
                 continue
             if any(block.mean) or block.factor.exponent is None:
                 return "rounded"
-            worst = max(worst, int(block.factor != ONE))
+            worst = max(worst, int(block.factor != ONE or any(block.shares)))
+            if self.offset and block.factor != ONE:
+                return "rounded"
         return rank[worst]
 
     @cached_property
@@ -91,6 +100,9 @@ class TensorPlan:
 
     def blocks(self, rows: tuple[int, int] | None = None) -> Iterator[Block]:
         """Its blocks, in order; `rows` keeps only those rows of the first dim (blocks are cut to them)."""
+        if not self.dims:
+            yield self._block(())
+            return
         first = list(_window(self.dims[0], rows))
         rest = [list(dim.spans()) for dim in self.dims[1:]]
         for parts in itertools.product(first, *rest):
@@ -111,7 +123,9 @@ class TensorPlan:
             unread = unread or run.back is None
             back = back if run.back is None else back * run.back
         source = tuple(run.old or 0 for run in runs)
-        return Block(start, shape, source, factor, None if unread else back, tuple(run.mean for run in runs), False)
+        means, shares = tuple(run.mean for run in runs), tuple(run.share for run in runs)
+        weigh = tuple(run.weigh for run in runs)
+        return Block(start, shape, source, factor, None if unread else back, means, False, shares, weigh)
 
     @property
     def entries(self) -> int:
@@ -127,7 +141,7 @@ def _window(lift: Lift, rows: tuple[int, int] | None) -> Iterator[tuple[int, Run
         if lo >= hi:
             continue
         old = run.old if run.old is None or run.mean else run.old + lo - at
-        yield lo, Run(hi - lo, old, run.factor, run.back, run.mean, run.free)
+        yield lo, replace(run, count=hi - lo, old=old)
 
 
 @dataclass(frozen=True)
@@ -141,9 +155,9 @@ class Plan:
         moved: in words, what else changes because it must.
         source_config, target_config: as config.json holds them.
         tensors: one entry for each tensor of the target.
-        dropped: source tensors left behind (buffers that are computed).
+        dropped: source tensors left behind (buffers that are computed; the copy of a tied embedding).
         axes: for each axis that changes, its lift and closed side (the receipt's entry).
-        layers: for each target layer, the source layer or None.
+        layers: for each layer axis, for each target layer the source layer or None.
         dead: why some new entries can never be reached by a gradient, one sentence each.
         notes: warnings.
     """
@@ -158,7 +172,7 @@ class Plan:
     tensors: tuple[TensorPlan, ...]
     dropped: tuple[str, ...] = ()
     axes: Mapping[str, Any] = field(default_factory=dict)
-    layers: tuple[int | None, ...] = ()
+    layers: Mapping[str, Sequence[int | None]] = field(default_factory=dict)
     dead: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -191,7 +205,7 @@ class Plan:
         rows = []
         for t in self.tensors:
             dims = [table.setdefault(dim, len(table)) for dim in t.dims]
-            rows.append([t.name, t.source, dims, t.free, t.fill.to_json(), t.pattern])
+            rows.append([t.name, t.source, dims, t.free, t.fill.to_json(), t.pattern, t.offset])
         return {
             "format": FORMAT,
             "family": self.family,
@@ -205,7 +219,7 @@ class Plan:
             "tensors": rows,
             "dropped": list(self.dropped),
             "axes": dict(self.axes),
-            "layers": list(self.layers),
+            "layers": {axis: list(sources) for axis, sources in self.layers.items()},
             "dead": list(self.dead),
             "notes": list(self.notes),
         }
@@ -221,8 +235,8 @@ class Plan:
             raise SourceError(f"the plan has format {data.get('format')!r}; this version reads format {FORMAT}")
         lifts = [Lift.from_json(old, rows) for old, rows in data["lifts"]]
         tensors = tuple(
-            TensorPlan(name, source, tuple(lifts[i] for i in dims), free, Fill.from_json(fill), pattern)
-            for name, source, dims, free, fill, pattern in data["tensors"]
+            TensorPlan(name, source, tuple(lifts[i] for i in dims), free, Fill.from_json(fill), pattern, offset)
+            for name, source, dims, free, fill, pattern, offset in data["tensors"]
         )
         return cls(
             family=data["family"],
@@ -235,7 +249,7 @@ class Plan:
             tensors=tensors,
             dropped=tuple(data["dropped"]),
             axes=data["axes"],
-            layers=tuple(data["layers"]),
+            layers=data["layers"],
             dead=tuple(data["dead"]),
             notes=tuple(data["notes"]),
         )

@@ -2,7 +2,7 @@
 
 This is the table of design section 1 with the norms of section 3. `free` on a run of new channels says that this
 tensor's entries there can be anything, because the closed side is the other one; a block is free when any of its new
-dims says so, and zero otherwise.
+dims says so, and closed otherwise.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from fractions import Fraction
 
-from growformer.algebra import Atom, Factor, Family, Lift, Run
+from growformer.algebra import ONE, OUTSIDE, RAW, Atom, Attention, Factor, Family, Lift, Norm, Run
 from growformer.planning.growth import AxisGrowth, Growth
 
 
@@ -20,50 +20,151 @@ def port(family: Family, growth: Growth, atom: Atom, index: Mapping[str, int]) -
     if isinstance(atom.axis, int):
         return Lift.identity(atom.axis)
     axis = growth.at(atom.axis, index)
-    normed = family.norm_over(atom.axis) is not None
+    if axis.axis in OUTSIDE:
+        return axis.lift.freed(True)
     if atom.stand == "gain":
-        return _gain(family, growth, axis, atom.role)
+        return _gain(family, growth, axis, atom.role, index)
     if atom.stand == "shift":
-        return axis.normed.times(tied_demand(family, growth, axis, atom.role)).freed(False)
-    if atom.stand == "write" and atom.role == "k" and atom.axis == "key" and not normed:
-        # Of the two sides of the dot product, the key projection is the one that reads (arXiv 2308.06103, eq. 17-19).
-        return axis.normed.times(score_demand(family, axis)).freed(axis.closed == "writers")
+        return axis.normed.times(shift_factor(family, growth, axis, atom.role, index)).freed(False)
     if atom.stand == "write":
-        return axis.lift.times(axis.scale).freed(axis.closed == "readers")
-    lift = axis.normed if normed else _dual(axis.lift.times(axis.scale))
-    return lift.freed(axis.closed == "writers")
+        return _write(family, growth, axis, atom, index)
+    return _read(family, axis, raw=atom.role == RAW)
 
 
-def score_demand(family: Family, axis: AxisGrowth) -> Factor:
-    """What q.k must grow by for the scores to stay, when they are divided by sqrt(key)."""
-    return Factor.sqrt(axis.new, axis.old) if family.attention.scaled and axis.old else Factor()
+def _write(family: Family, growth: Growth, axis: AxisGrowth, atom: Atom, index: Mapping[str, int]) -> Lift:
+    attention = family.attention_of(axis.axis)
+    across = norm_across(family, atom.role, axis.axis)
+    if across is not None:
+        # Its eps serves other norms too: what it reads is rescaled, once, so that the mean square stays.
+        rescale = Factor(across_energy(growth, across, index)).inverse if axis.axis == across.axes[-1] else ONE
+        return axis.lift.times(axis.scale * rescale).freed(False)
+    scored = attention is not None and axis.axis in attention.key and family.norm_over(axis.axis) is None
+    if attention is not None and scored and atom.role == "k":
+        # Of the two sides of the dot product, the key projection is the one that reads (arXiv 2308.06103, eq. 17-19).
+        return axis.normed.times(score_demand(growth, attention, index)).freed(axis.closed == "writers")
+    return axis.lift.times(axis.scale * power(family, axis, atom.role)).freed(axis.closed == "readers")
 
 
-def tied_demand(family: Family, growth: Growth, axis: AxisGrowth, role: str | None) -> Factor:
-    """What the norm before a tied head is multiplied by, for the head reads through the embedding's rescaled tensor."""
-    if growth.tied and family.tied is not None and role == family.tied.norm:
-        return axis.scale.inverse
-    return Factor()
+def _read(family: Family, axis: AxisGrowth, raw: bool) -> Lift:
+    if axis.heard:
+        # Experts are weighed by their router, which a copy shares: each copy's weights count for 1/m only.
+        routed = family.experts is not None and axis.axis == family.experts.axis
+        return axis.lift.shared(Factor.of(axis.new, axis.old) if routed else ONE)
+    norm = None if raw else family.norm_over(axis.axis)
+    if norm is None:
+        return _dual(axis.lift.times(axis.scale)).freed(axis.closed == "writers")
+    taken = restoring(axis) if norm.gain is None else ONE
+    return axis.normed.times(taken).freed(axis.closed == "writers")
 
 
-def gain_factor(family: Family, growth: Growth, axis: AxisGrowth, role: str | None) -> Factor:
+def score_demand(growth: Growth, attention: Attention, index: Mapping[str, int]) -> Factor:
+    """What q.k must grow by for the scores to stay, when they are divided by the root of the head size."""
+    axes = [growth.at(name, index) for name in attention.key]
+    old, new = sum(axis.old for axis in axes), sum(axis.new for axis in axes)
+    return Factor.sqrt(new, old) if attention.scaled and old else ONE
+
+
+def power(family: Family, axis: AxisGrowth, role: str | None) -> Factor:
+    """What a writer is multiplied by, because the code multiplies what it writes by a power of the axis' size."""
+    found = family.powers.get(role or "")
+    if found is None or found.axis != axis.axis or not axis.old:
+        return ONE
+    return Factor(Fraction(axis.old, axis.new) ** int(2 * found.exponent))
+
+
+def head_demand(family: Family, growth: Growth, axis: AxisGrowth, role: str | None, index: Mapping[str, int]) -> Factor:
+    """What the norm before the head is multiplied by.
+
+    A tied head reads through the embedding's own tensor, with its factor and all its copies, and the code may multiply
+    the logits by a power of the hidden size.
+    """
+    tied = family.tied
+    if (
+        tied is None
+        or not growth.headed
+        or role != tied.norm
+        or (tied.layer and index.get(tied.layer) != growth.at(tied.layer).new - 1)
+    ):
+        return ONE
+    demand = power(family, axis, "logits")
+    if not growth.tied:
+        return demand
+    first = next((run.factor for run in axis.lift.runs if run.old is not None), ONE)
+    written = axis.scale * first * power(family, axis, embedding_role(family))
+    copies = Factor.of(axis.new, axis.old) if axis.heard else ONE
+    return demand / (written * copies)
+
+
+def shift_factor(
+    family: Family, growth: Growth, axis: AxisGrowth, role: str | None, index: Mapping[str, int]
+) -> Factor:
+    """The factor of a norm's old shifts: they are added behind the norm, and know nothing of its mean square."""
+    attention = family.attention_of(axis.axis)
+    if attention is not None and axis.axis in attention.key:
+        return score_demand(growth, attention, index) if role == "k" else ONE
+    return head_demand(family, growth, axis, role, index)
+
+
+def embedding_role(family: Family) -> str | None:
+    """The role under which the tied embedding writes the stream."""
+    assert family.tied is not None
+    atoms = family.find(family.tied.embedding)[1].atoms()
+    return next((atom.role for atom in atoms if atom.axis in family.streams and atom.stand == "write"), None)
+
+
+def restoring(axis: AxisGrowth) -> Factor:
+    """What a norm's gain takes up of the energy and of the writers' scale, for its readers to see what they saw."""
+    first = next((run.factor for run in axis.lift.runs if run.old is not None), ONE)
+    return ONE if axis.heard else Factor(axis.energy) / (axis.scale * first)
+
+
+def norm_across(family: Family, role: str | None, axis: str) -> Norm | None:
+    """The norm of queries or keys that reads `axis` together with other axes."""
+    norm = family.norms.get(role or "")
+    return norm if norm is not None and len(norm.axes) > 1 and axis in norm.axes else None
+
+
+def across_energy(growth: Growth, norm: Norm, index: Mapping[str, int]) -> Fraction:
+    """By how much the mean square under a norm across several axes changes."""
+    energy = Fraction(1)
+    for name in norm.axes:
+        energy *= growth.at(name, index).energy
+    return energy
+
+
+def gain_factor(
+    family: Family, growth: Growth, axis: AxisGrowth, role: str | None, index: Mapping[str, int] | None = None
+) -> Factor:
     """The factor of a norm's old gains.
 
     With mean square times `energy` (eps times it as well), the normalised vector comes out divided by sqrt(energy) and
     multiplied by the scale of the writers; the gain makes up for both (arXiv 2308.06103, eq. 24, where energy = h/h').
-    Of a query norm and a key norm the query's gain stays, and the key's takes what the score demands.
+    What a norm adds to the stream keeps the scale. Of a query norm and a key norm the query's gain stays, and the key's
+    takes what the score demands.
     """
-    energy = Factor(axis.energy)
-    first = next((run.factor for run in axis.lift.runs if run.old is not None), Factor())
-    restore = energy / (axis.scale * first)
-    if axis.axis == "key":
-        return restore * restore * score_demand(family, axis) if role == "k" else Factor()
-    return restore * tied_demand(family, growth, axis, role)
+    norm = family.norms.get(role or "")
+    if norm is None or norm.axes[-1] != axis.axis:
+        return ONE
+    attention = family.attention_of(axis.axis)
+    if attention is not None and axis.axis in attention.key:
+        score = score_demand(growth, attention, index or {}) if role == "k" else ONE
+        if len(norm.axes) > 1:
+            # The rescaled writers made the normalised vector larger by as much as the mean square got smaller.
+            return Factor(across_energy(growth, norm, index or {})) * score
+        return restoring(axis) * restoring(axis) * score if role == "k" else ONE
+    if norm.output == "added":
+        return Factor(axis.energy)
+    if norm.output == "stream":
+        return head_demand(family, growth, axis, role, index or {})
+    return restoring(axis) * head_demand(family, growth, axis, role, index or {})
 
 
-def _gain(family: Family, growth: Growth, axis: AxisGrowth, role: str | None) -> Lift:
-    lift = axis.normed.times(gain_factor(family, growth, axis, role))
-    if axis.closed == "readers":
+def _gain(family: Family, growth: Growth, axis: AxisGrowth, role: str | None, index: Mapping[str, int]) -> Lift:
+    attention = family.attention_of(axis.axis)
+    if attention is not None and axis.axis not in attention.key:
+        return axis.lift.freed(True)  # a gain for each head stays with its head, and a copied head has a copy
+    lift = axis.normed.times(gain_factor(family, growth, axis, role, index))
+    if attention is not None and axis.axis in attention.key and axis.closed == "readers":
         # Only the query side of a normed key axis is free: the key's gain is what closes the new channels.
         return lift.freed(role == "q")
     return lift.freed(True)

@@ -28,7 +28,7 @@ from growformer.planning.growth import AxisGrowth, Growth
 from growformer.planning.make import axes_json
 from growformer.planning.plan import Plan
 from growformer.planning.ports import eps_factor
-from growformer.planning.resolve import hidden_growth
+from growformer.planning.resolve import stream_growth
 
 if TYPE_CHECKING:
     from growformer.models import LayerSize, ReferenceConfig, ReferenceTransformer
@@ -80,7 +80,7 @@ def grow_reference(config: ReferenceConfig, expansion: Expansion, method: Method
     state = _start(config)
     for step in expansion.steps:
         _act(state, step)
-    hidden = hidden_growth("hidden", config.hidden, state.hidden, None, False, method)
+    hidden = stream_growth("hidden", config.hidden, state.hidden, mean=False)
     layers = Lift.rows(len(config.layers), [layer.source for layer in state.layers])
     axes = [
         AxisGrowth("vocab", Lift.identity(config.vocab), "writers"),
@@ -128,10 +128,10 @@ def plan_reference(
         moved=(),
         source_config=config.to_dict(),
         target_config=grown.to_dict(),
-        tensors=tuple(tensor_plans(family, growth, covered)),
+        tensors=tuple(tensor_plans(family, growth, covered, shapes)),
         dropped=covered.dropped,
         axes=axes_json(growth),
-        layers=tuple(growth.at(family.layer).sources),
+        layers={family.layer: tuple(growth.at(family.layer).sources)},
         dead=tuple(axis.dead for axis in growth if axis.dead),
     )
     return plan, grown

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from fractions import Fraction
 
-from growformer.algebra import ONE, Factor, Family, Lift, Method, Norm, Run
+from growformer.algebra import ONE, OUTSIDE, Attention, Factor, Family, Lift, Method, Run
 from growformer.errors import RequestError
 from growformer.planning.growth import AxisGrowth, Growth
-from growformer.planning.sizes import FIXED, Sizes
+from growformer.planning.sizes import Sizes
 
 
 def spread(old: int, new: int) -> list[int]:
@@ -17,7 +19,7 @@ def spread(old: int, new: int) -> list[int]:
     return [layer + 1 + j for j, layer in enumerate(after)]
 
 
-def layer_growth(old: int, new: int, at: Sequence[int] | None, method: Method) -> AxisGrowth:
+def layer_growth(old: int, new: int, at: Sequence[int] | None, method: Method, axis: str = "layer") -> AxisGrowth:
     """The growth of the layer axis, new layers at the target places `at`.
 
     Raises:
@@ -36,19 +38,32 @@ def layer_growth(old: int, new: int, at: Sequence[int] | None, method: Method) -
         sources.append(None if place in places else taken)
         taken += place not in places
         like.append(max(taken - 1, 0))
-    return AxisGrowth("layer", Lift.rows(old, sources), method.closed["layer"], like=tuple(like))
+    return AxisGrowth(axis, Lift.rows(old, sources), method.closed["layer"], like=tuple(like))
 
 
-def hidden_growth(axis: str, old: int, new: int, norm: Norm | None, shared_eps: bool, method: Method) -> AxisGrowth:
-    """The growth of the residual stream: a lift its norm cannot see (design, section 3)."""
+def normed_growth(family: Family, axis: str, old: int, new: int, method: Method) -> AxisGrowth:
+    """The growth of an axis that a norm reads, the residual stream first of all: a lift its norm cannot see.
+
+    New channels that nothing writes under an RMSNorm, that carry the mean under a LayerNorm, or whole copies (design,
+    section 3).
+    """
     if old == new:
         return AxisGrowth(axis, Lift.identity(old), "writers")
-    if method.closed[axis] != "writers":
+    if method.closed.get(axis, "writers") != "writers":
         raise RequestError(f"a norm reads {axis}, so it can only be closed at its writers")
-    layer_norm = norm is not None and norm.kind == "layer"
-    tail = Run(new - old, 0, back=None, mean=old) if layer_norm else Run(new - old, None, back=None)
-    # One eps field for norms over several axes cannot be rescaled for one of them; the stream is, and eps stays.
-    scale = Factor.sqrt(new, old) if shared_eps else ONE
+    if axis in family.copied:
+        return AxisGrowth(axis, Lift.copies(old, new // old), "writers", heard=True)
+    norms = [norm for norm in family.norms.values() if norm.axis == axis]
+    # One eps that stands in the code, or serves norms over several axes, cannot be rescaled; the stream is.
+    scale = Factor.sqrt(new, old) if any(family.fixed_eps(norm) for norm in norms) else ONE
+    return stream_growth(axis, old, new, mean=any(norm.kind == "layer" for norm in norms), scale=scale)
+
+
+def stream_growth(axis: str, old: int, new: int, *, mean: bool, scale: Factor = ONE) -> AxisGrowth:
+    """[I; 0], or [I; mean], closed at the writers."""
+    if old == new:
+        return AxisGrowth(axis, Lift.identity(old), "writers")
+    tail = Run(new - old, 0, back=None, mean=old) if mean else Run(new - old, None, back=None)
     return AxisGrowth(axis, Lift(old, (Run(old, 0), tail)), "writers", scale)
 
 
@@ -57,34 +72,40 @@ def pair_places(old: int, new: int) -> list[int]:
     return [i if i < old // 2 else i - old // 2 + new // 2 for i in range(old)]
 
 
-def key_growth(family: Family, old: int, new: int, method: Method) -> AxisGrowth:
-    """The growth of the key axis.
+def key_growth(family: Family, axis: str, old: int, new: int, method: Method) -> AxisGrowth:
+    """The growth of an axis of the dot product.
 
     Under a norm over each head the new channels are copies of old ones at new rotary pairs, closed at the key's gain:
     channel i's n_i copies carry sqrt((m-1)/n_i), m = new // old, so that every channel weighs the same and the norm
     sees nothing. Below twice the size only zeros are exact, and zero queries on zero keys never move.
     """
-    rotary = family.attention.rotary is not None
-    places = pair_places(old, new) if rotary else list(range(old))
-    if old == new or family.norm_over("key") is None:
-        return AxisGrowth("key", Lift.place(old, places, new), method.closed["key"])
+    attention = family.attention_of(axis)
+    rotary = attention.rotary if attention is not None and attention.rotary and attention.rotary.axis == axis else None
+    half = rotary is not None and rotary.whole and rotary.layout == "half"
+    places = pair_places(old, new) if half else list(range(old))
+    norm = family.norm_over(axis) or family.norm_across(axis)
+    if old == new or norm is None:
+        return AxisGrowth(axis, Lift.place(old, places, new), method.closed.get(axis, "readers"))
     times = new // old
     sources: list[int | None] = [None] * new
     for i, place in enumerate(places):
         sources[place] = i
     if times < 2:
-        scale = Factor.sqrt(new, old)
+        if norm.kind == "layer":
+            raise RequestError(_whole_heads(family, axis, old, new))
+        scale = ONE if len(norm.axes) > 1 else Factor.sqrt(new, old)
         dead = (
             f"head_dim {old} -> {new}: under a norm over each head, new query and key rows below twice the size must "
             f"all be zero, and zero times zero has no gradient; head_dim={2 * old} is alive"
         )
-        return AxisGrowth("key", Lift.rows(old, sources), "writers", scale, dead=dead)
-    half = new // 2 if rotary else new
-    turn = old // 2 if rotary else old
-    for pair in range(turn, half):
-        sources[pair] = pair % turn
-        if rotary:
-            sources[pair + half] = pair % turn + turn
+        return AxisGrowth(axis, Lift.rows(old, sources), "writers", scale, dead=dead)
+    if norm.kind == "layer" and new % old:
+        raise RequestError(_whole_heads(family, axis, old, new))
+    turn, base = (old // 2, new // 2) if half else (old, new)
+    for place in range(turn, base):
+        sources[place] = place % turn
+        if half:
+            sources[place + base] = place % turn + turn
     copies = [sum(1 for source in sources if source == i) - 1 for i in range(old)]
     weight = {n: ONE if n == times - 1 else Factor.sqrt(times - 1, n) for n in copies}
     kept = set(places)
@@ -93,21 +114,32 @@ def key_growth(family: Family, old: int, new: int, method: Method) -> AxisGrowth
         for j, source in enumerate(sources)
         if source is not None
     )
-    return AxisGrowth("key", Lift(old, runs), "readers", Factor.sqrt(new, old * times))
+    scale = ONE if len(norm.axes) > 1 else Factor.sqrt(new, old * times)
+    return AxisGrowth(axis, Lift(old, runs), "readers", scale)
 
 
-def head_growth(old: tuple[int, int], new: tuple[int, int]) -> tuple[list[int | None], list[int | None]]:
+def _whole_heads(family: Family, axis: str, old: int, new: int) -> str:
+    return (
+        f"{family.name}: the {axis} size {old} -> {new}: a LayerNorm over each head sees anything but whole copies of "
+        f"the head; {old * max(2, -(-new // old))} works"
+    )
+
+
+def head_growth(
+    old: tuple[int, int], new: tuple[int, int], copies: int = 1
+) -> tuple[list[int | None], list[int | None]]:
     """For each new query head and each new key/value head, the old one it is.
 
     Args:
         old, new: (query heads, key/value heads).
+        copies: how often each old key/value head should be there at least.
 
     Query head h reads key/value head h // (heads / kv_heads), so a head keeps its place in its group; where groups get
     smaller, each old key/value head is copied for the groups its query heads are spread over.
     """
     (heads, kv), (new_heads, new_kv) = old, new
     group, new_group = heads // kv, new_heads // new_kv
-    copies = -(-group // new_group)
+    copies = max(copies, -(-group // new_group))
     queries: list[int | None] = [None] * new_heads
     for head in range(heads):
         pair, place = divmod(head, group)
@@ -115,28 +147,100 @@ def head_growth(old: tuple[int, int], new: tuple[int, int]) -> tuple[list[int | 
     return queries, [j // copies if j < kv * copies else None for j in range(new_kv)]
 
 
+def alibi_places(kind: str, old: int, new: int) -> list[int | None]:
+    """For each new head, the old one with its slope, or None: a slope follows from a head's number and their count.
+
+    Every old table of slopes is part of every larger one (measured for all counts up to 140).
+    """
+    have = slopes(kind, new)
+    sources: list[int | None] = [None] * new
+    for i, slope in enumerate(slopes(kind, old)):
+        free = [j for j, s in enumerate(have) if s == slope and sources[j] is None]
+        if not free:
+            raise RequestError(f"{old} -> {new} heads: no new head has the slope 2^-{slope} of old head {i}")
+        sources[free[0]] = i
+    return sources
+
+
+def slopes(kind: str, heads: int) -> list[Fraction]:
+    """The exponents e of the slopes 2^-e of linear biases (arXiv 2108.12409), in the order of the heads.
+
+    For a number of heads that is no power of two, "bloom" appends every second slope of twice the lower power, and
+    "mpt" takes every second of the higher power first and then the others.
+    """
+    if kind == "mpt":
+        power = 1 << (heads - 1).bit_length()
+        table = [Fraction(8 * (i + 1), power) for i in range(power)]
+        return table if power == heads else [*table[1::2], *table[::2]][:heads]
+    power = 1 << (heads.bit_length() - 1)
+    table = [Fraction(8 * (i + 1), power) for i in range(power)]
+    more = [Fraction(8 * (2 * i + 1), 2 * power) for i in range(heads - power)]
+    return [*table, *more]
+
+
 def resolve_growth(
-    family: Family, sizes: Sizes, method: Method, *, tied: bool, layers_at: Sequence[int] | None = None
+    family: Family,
+    sizes: Sizes,
+    method: Method,
+    *,
+    tied: bool,
+    headed: bool = True,
+    layers_at: Mapping[str, Sequence[int]] | None = None,
 ) -> Growth:
     """The growth of every axis of a family whose sizes are the same in all layers."""
     old, new = sizes.old, sizes.new
-    axes = []
+    axes: dict[str, AxisGrowth] = {}
+    for attention in family.attentions:
+        axes |= {axis.axis: axis for axis in _heads(family, attention, old, new, method)}
+    normed = {norm.axis for norm in family.norms.values()}
     for axis in family.axes:
-        if axis in FIXED:
-            axes.append(AxisGrowth(axis, Lift.identity(old[axis]), "writers"))
-        elif axis == family.stream:
-            norm = family.norm_over(axis)
-            shared = norm is not None and family.shared_eps(norm)
-            axes.append(hidden_growth(axis, old[axis], new[axis], norm, shared, method))
-        elif axis == "key":
-            axes.append(key_growth(family, old[axis], new[axis], method))
-        elif axis == family.layer:
-            axes.append(layer_growth(old[axis], new[axis], layers_at, method))
-        elif axis not in (family.attention.heads, family.attention.kv_heads):
-            axes.append(AxisGrowth(axis, Lift.place(old[axis], range(old[axis]), new[axis]), method.closed[axis]))
-    heads, kv = family.attention.heads, family.attention.kv_heads or family.attention.heads
-    queries, pairs = head_growth((old[heads], old[kv]), (new[heads], new[kv]))
-    axes.append(AxisGrowth(heads, Lift.rows(old[heads], queries), method.closed["heads"]))
+        was, now = old[axis], new[axis]
+        if axis in axes:
+            continue
+        if axis in OUTSIDE:
+            axes[axis] = AxisGrowth(axis, Lift.place(was, range(was), now), "writers")
+        elif axis in family.layers:
+            axes[axis] = layer_growth(was, now, (layers_at or {}).get(axis), method, axis)
+        elif any(axis in attention.key for attention in family.attentions):
+            axes[axis] = key_growth(family, axis, was, now, method)
+        elif family.experts is not None and axis == family.experts.axis:
+            axes[axis] = AxisGrowth(axis, Lift.copies(was, now // was), "readers", heard=was != now)
+        elif axis in normed or axis in family.copied:
+            axes[axis] = normed_growth(family, axis, was, now, method)
+        else:
+            axes[axis] = AxisGrowth(axis, Lift.place(was, range(was), now), method.closed.get(axis, "readers"))
+    return Growth((axes[axis] for axis in family.axes), tied=tied, headed=headed)
+
+
+def _heads(
+    family: Family, attention: Attention, old: Mapping[str, int], new: Mapping[str, int], method: Method
+) -> list[AxisGrowth]:
+    """The growth of an attention's query heads, key/value heads, and query heads in a group."""
+    heads, kv = attention.heads, attention.kv_heads or attention.heads
+    across = family.norm_across(kv)
+    # Under one norm over all heads a new key/value head would have to be zero; a copy need not.
+    copies = new[kv] // old[kv] if across is not None and new[kv] % old[kv] == 0 else 1
+    queries, pairs = head_growth((old[heads], old[kv]), (new[heads], new[kv]), copies)
+    if attention.alibi is not None:
+        if (old[kv], old[heads]) != (new[kv], new[heads]) and old[kv] != old[heads]:
+            raise RequestError(f"{family.name}: linear biases tie a head to its number, and so do groups; heads stay")
+        queries = alibi_places(attention.alibi, old[heads], new[heads])
+        pairs = queries if kv == heads else pairs
+    closed = method.closed.get("heads", "readers")
+    dead = ""
+    if across is not None and new[kv] > old[kv] and None in pairs:
+        dead = (
+            f"{old[kv]} -> {new[kv]} key/value heads: under one norm over all heads, new queries and keys must both be "
+            f"zero, and zero times zero has no gradient; copies ({old[kv] * -(-new[kv] // old[kv])}) are alive"
+        )
+    out = [AxisGrowth(heads, Lift.rows(old[heads], queries), closed)]
     if kv != heads:
-        axes.append(AxisGrowth(kv, Lift.rows(old[kv], pairs), method.closed["kv_heads"]))
-    return Growth(axes, tied=tied)
+        out.append(AxisGrowth(kv, Lift.rows(old[kv], pairs), method.closed.get("kv_heads", "readers"), dead=dead))
+    elif dead:
+        out = [replace(out[0], dead=dead)]
+    if attention.group is not None:
+        group, grown = old[attention.group], new[attention.group]
+        if [p for p in pairs if p is not None] != list(range(old[kv])):
+            raise RequestError(f"{family.name} stores a group's queries beside its keys: groups cannot be split")
+        out.append(AxisGrowth(attention.group, Lift.place(group, range(group), grown), closed))
+    return out

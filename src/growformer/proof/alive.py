@@ -11,18 +11,18 @@ scores of a query alike, which softmax does not see, so its gradient is rounding
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import transformers
+from torch.overrides import TorchFunctionMode
 
 from growformer.errors import UncheckedError
 from growformer.proof.float64 import build64_from, require_float64, true_float64
+from growformer.proof.loss import Loss, covering_tokens, losses, next_token_loss
 
-__all__ = ["covering_tokens", "dead_entries", "next_token_loss", "parameter_masks"]
-
-Loss = Callable[[torch.nn.Module], torch.Tensor]
+__all__ = ["covering_tokens", "dead_entries", "next_token_loss", "parameter_masks", "still_dead"]
 
 STEP = 1e-2
 """Length of the step between two passes: each tensor moves by this much of the model's typical weight.
@@ -32,61 +32,44 @@ between rounding and divergence gives the same counts.
 """
 
 
-def covering_tokens(vocab: int, positions: int, seed: int) -> torch.Tensor:
-    """Token ids that hold every id of the vocabulary at least once, in sequences that fill every position.
+class _Leaky(TorchFunctionMode):
+    """ReLU with a slope below zero.
 
-    Args:
-        vocab: number of token ids.
-        positions: length of a sequence; give the number of learned positions where the model has a table of them.
-        seed: shuffles the ids.
-
-    Returns:
-        [sequence, position] ids, ceil(vocab / positions) sequences, at least two: the last position is reached by every
-        sequence, and a repeated id fills what is left over.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    rows = max(2, math.ceil(vocab / positions))
-    copies = math.ceil(rows * positions / vocab)
-    ids = torch.cat([torch.randperm(vocab, generator=generator) for _ in range(copies)])
-    return ids[: rows * positions].view(rows, positions)
-
-
-def next_token_loss(tokens: torch.Tensor) -> Loss:
-    """Cross-entropy on next tokens, where the token after the last is the first of the sequence.
-
-    Going round in a ring gives the last position (its row of a position table, the ids that stand there) a loss too.
-
-    Args:
-        tokens: [sequence, position] ids.
+    A unit that is off for all of the data has no gradient, though other data would turn it on: that says nothing of the
+    growth. Leaking, it has one, unless it is closed on both sides, for 0 stays 0.
     """
 
-    def loss(model: torch.nn.Module) -> torch.Tensor:
-        output = model(input_ids=tokens)
-        targets = tokens.roll(-1, dims=1)
-        return torch.nn.functional.cross_entropy(output.logits.flatten(0, 1), targets.flatten())
-
-    return loss
-
-
-LOGITS_AT_ONCE = 2**25
-"""Logits per backward pass over token data: 256 MB in float64, and a few times that with their gradients."""
-
-
-def _losses(data: torch.Tensor | Loss, vocab: int) -> list[Loss]:
-    """The data as losses to be taken one after the other, each small enough for memory."""
-    if not isinstance(data, torch.Tensor):
-        return [data]
-    rows = max(1, LOGITS_AT_ONCE // (data.shape[1] * vocab))
-    return [next_token_loss(chunk) for chunk in torch.split(data, rows)]
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in (torch.relu, torch.relu_, torch.Tensor.relu, torch.Tensor.relu_, torch.nn.functional.relu):
+            return torch.nn.functional.leaky_relu(args[0], 0.1)
+        return func(*args, **(kwargs or {}))
 
 
 def dead_entries(
     model: torch.nn.Module,
     new_mask: Mapping[str, torch.Tensor],
-    data: torch.Tensor | Loss,
+    data: torch.Tensor | Mapping[str, torch.Tensor] | Loss,
     passes: int = 2,
 ) -> dict[str, int]:
     """Count, tensor by tensor, the new entries whose gradient is exactly zero in every pass.
+
+    See `still_dead`, which says which entries they are.
+
+    Returns:
+        For every tensor in the mask the number of its new entries that are dead; 0 where all are alive.
+    """
+    return {name: int(still.sum()) for name, still in still_dead(model, new_mask, data, passes).items()}
+
+
+def still_dead(
+    model: torch.nn.Module,
+    new_mask: Mapping[str, torch.Tensor],
+    data: torch.Tensor | Mapping[str, torch.Tensor] | Loss,
+    passes: int = 2,
+) -> dict[str, torch.Tensor]:
+    """The new entries whose gradient is exactly zero in every pass.
 
     The model runs in true float64 and eval mode (no dropout). Between passes every tensor takes a plain gradient step,
     scaled by its own root-mean-square gradient: an entry moves if and only if it has a gradient (weight decay or noise
@@ -98,11 +81,11 @@ def dead_entries(
         new_mask: by parameter name, a boolean tensor of the parameter's shape, true at new entries; see
             `parameter_masks` for on-disk names. Tied tensors may go by any of their names, and are counted once, under
             the first name the model gives them.
-        data: token ids (see `covering_tokens`) or a function from the model to its loss.
+        data: token ids (see `covering_tokens`), a forward pass's keywords, or a function from the model to its loss.
         passes: backward passes, with a step between each two; a chain of growths needs one more.
 
     Returns:
-        For every tensor in the mask the number of its new entries that are dead; 0 where all are alive.
+        For every tensor in the mask a mask of those of its new entries that are dead.
 
     Raises:
         UncheckedError: the mask names an unknown tensor or has another shape, the loss is not finite, or the model is
@@ -110,17 +93,17 @@ def dead_entries(
     """
     require_float64(model, "The model whose new entries are to be checked")
     masks = _canonical_masks(model, new_mask)
-    losses = _losses(data, int(getattr(getattr(model, "config", None), "vocab_size", None) or 1))
+    each = [data] if callable(data) and not isinstance(data, torch.Tensor) else losses(model, data)
     parameters = dict(model.named_parameters())
     before = {name: (x.detach().clone(), x.requires_grad, x.grad) for name, x in parameters.items()}
     dead = {name: mask.clone() for name, mask in masks.items()}
     training = model.training
     model.eval().requires_grad_(True)
     try:
-        with true_float64():
+        with true_float64(), _Leaky():
             scale = STEP * _rms(parameters.values())
             for step in range(passes):
-                gradients = _gradients(model, losses, parameters)
+                gradients = _gradients(model, each, parameters)
                 for name, still in dead.items():
                     still &= gradients[name] == 0
                 if step + 1 < passes:
@@ -131,15 +114,15 @@ def dead_entries(
             parameters[name].requires_grad_(requires_grad)
             parameters[name].grad = gradient
         model.train(training)
-    return {name: int(still.sum()) for name, still in dead.items()}
+    return dead
 
 
 def _gradients(
-    model: torch.nn.Module, losses: Sequence[Loss], parameters: Mapping[str, torch.nn.Parameter]
+    model: torch.nn.Module, each: Sequence[Loss], parameters: Mapping[str, torch.nn.Parameter]
 ) -> dict[str, torch.Tensor]:
     """The gradient of the sum of the losses, by parameter name; zero where a loss does not reach."""
     total = {name: torch.zeros_like(x) for name, x in parameters.items()}
-    for loss in losses:
+    for loss in each:
         value = loss(model)
         if not bool(value.isfinite()):
             raise UncheckedError(

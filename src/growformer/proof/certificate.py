@@ -7,11 +7,8 @@ equations). A plan's blocks are never read.
 
 from __future__ import annotations
 
-import os
-from collections import Counter
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,17 +17,21 @@ from torch import Tensor
 
 from growformer.algebra.factor import ONE, Factor
 from growformer.algebra.family import Family
-from growformer.algebra.pattern import NamePattern, TensorPattern
+from growformer.algebra.pattern import WILD, NamePattern
+from growformer.algebra.sizes import lookup
 from growformer.errors import ChangedError, PatternError
-from growformer.proof.equations import Found, Tensors, check_new, check_old
-from growformer.proof.facts import Facts, read_axes
+from growformer.proof.axes import read_axes
+from growformer.proof.equations import Found, Slabs, Tensors, check_new, check_old, same
+from growformer.proof.facts import Facts
 from growformer.proof.fields import check_fields, check_sizes
-from growformer.proof.places import Places, atom_places, dim_places
+from growformer.proof.layers import LayerMap, Names, Placed, check_layers, layer_maps
+from growformer.proof.places import Places, Where, atom_places, dim_places
+from growformer.proof.spans import Spans
 
 if TYPE_CHECKING:
     from growformer.checkpoint import TensorFiles
 
-__all__ = ["Certificate", "DictTensors", "FileTensors", "Placed", "Sides", "Tensors", "certify"]
+__all__ = ["Certificate", "DictTensors", "FileTensors", "LayerMap", "Placed", "Sides", "Tensors", "certify"]
 
 
 class DictTensors:
@@ -58,7 +59,9 @@ class FileTensors:
     """The safetensors files of a folder, as `certify` reads them."""
 
     def __init__(self, files: TensorFiles) -> None:
-        self._files = files
+        from growformer.checkpoint import RowReader
+
+        self._files, self._rows = files, RowReader(files)
 
     @property
     def names(self) -> list[str]:
@@ -69,10 +72,14 @@ class FileTensors:
 
     def dtype(self, name: str) -> torch.dtype:
         # An empty read has the dtype, and the files' reader alone knows how the format names dtypes.
-        return self._files.read(name, slice(0, 0)).dtype
+        return self._files.read(name, slice(0, 0) if self._files[name].shape else None).dtype
 
     def read(self, name: str, rows: slice | None = None) -> Tensor:
         return self._files.read(name, rows)
+
+    def view(self, name: str, rows: slice) -> Tensor:
+        """Rows in memory that the thread's next view overwrites."""
+        return self._rows.read(name, rows)
 
 
 @dataclass
@@ -104,17 +111,6 @@ class Certificate:
             raise ChangedError("the grown model is not the source's function:\n  " + "\n  ".join(self.failures))
 
 
-@dataclass(frozen=True)
-class Placed:
-    """A target tensor (or a source tensor) under its family's pattern; `source` is what it comes from."""
-
-    name: str
-    at: NamePattern
-    pattern: TensorPattern
-    index: Mapping[str, int]
-    source: str | None
-
-
 class Sides:
     """The two folders under one family and one receipt."""
 
@@ -122,149 +118,238 @@ class Sides:
         self,
         family: Family,
         axes: Mapping[str, Mapping[str, Any]],
-        layers: Sequence[int | None],
+        layers: LayerMap | Sequence[int | None],
         source: Tensors,
         target: Tensors,
         source_config: Mapping[str, Any],
         target_config: Mapping[str, Any],
         source_full: Mapping[str, Any] | None,
     ) -> None:
-        self.family, self.layers, self.source, self.target = family, list(layers), source, target
-        self.target_config = target_config
         full = {**source_config, **(source_full or {})}
+        self.family = family = family.of(full)
+        self.source, self.target, self.target_config = source, target, target_config
         self.failures: list[str] = []
-        self._places: dict[tuple[str, Factor | None], list[Places]] = {}
-        self.bare = bool(family.prefix) and not any(name.startswith(family.prefix) for name in source.names)
-        self.old = self._cover(source, "source")
+        self._places: dict[tuple[str, tuple[int, ...], bool, Factor], tuple[list[Places], Spans | None]] = {}
+        self._lock = threading.Lock()
+        bare = bool(family.prefix) and not any(name.startswith(family.prefix) for name in source.names)
+        self.prefix = family.prefix if bare else ""
         tied = family.tied
-        head = tied is None or tied.head in source.names
+        head = tied.head if tied is not None and tied.head in source.names else None
+        self.tied = family.headed(full) and (head is None or bool(lookup(full, tied.field if tied else "")))
+        self.spare = head if self.tied else None  # stored beside the embedding that it is tied to
+        self.headless = bare or not family.headed(full)
+        self.old = self._cover()
         self.facts: Facts | None = None
-        told, problems = read_axes(family, axes, self._sizes_of_shapes(), layers)
+        counts = {axis: 1 + max(old.index.get(axis, -1) for old in self.old.values()) for axis in family.layers}
+        self.layers = layer_maps(family, layers, counts if self.old else {})
+        told, problems = read_axes(family, axes, self._sizes_of_shapes(), self.layers)
+        problems += check_layers(family, self.layers)
+        named = {axis for at, _ in family.patterns for axis in at.axes} - {*told, *family.layers}
+        problems += [f"axis {axis}: names of tensors hold it, and the family has none such" for axis in sorted(named)]
         self.failures += problems
-        if set(family.axes) - {family.layer} - set(told):
-            return
-        kept = [layer for layer in layers if layer is not None]
-        if kept != list(range(len(kept))):
-            self.failures.append(f"axis {family.layer}: layers {kept} of the source, in this order; required each once")
+        if set(family.axes) - set(family.layers) - set(told) or named or check_layers(family, self.layers):
             return
         sizes = {name: (axis.old, axis.new) for name, axis in told.items()}
-        sizes[family.layer] = (len(kept), len(layers))
+        sizes |= {axis: (len(at) - list(at).count(None), len(at)) for axis, at in self.layers.items()}
         self.failures += check_sizes(family, sizes, source_config, target_config, full)
-        self.facts = Facts(family, told, not head and tied is not None and bool(full.get(tied.field, True)))
-        self.failures += check_fields(self.facts, layers, source_config, target_config, full)
+        self.facts = Facts(family, told, self.tied)
+        self.names = Names(self.facts, self.layers, self.old, self.prefix)
+        self.failures += check_fields(self.facts, self.layers, source_config, target_config, full)
         self.failures += dict.fromkeys(self.facts.problems)  # several norms may say the same
 
-    def _cover(self, tensors: Tensors, side: str) -> dict[str, Placed]:
-        """Each tensor under the one pattern that covers it; buffers that are left behind are not among them."""
+    def _cover(self) -> dict[str, Placed]:
+        """Each source tensor under the one pattern that covers it; buffers that are left behind are not among them."""
         drop = [NamePattern(text) for text in self.family.drop]
         out: dict[str, Placed] = {}
-        for name in tensors.names:
-            full = self.family.prefix + name if self.bare else name
-            if side == "source" and any(pattern.match(full) is not None for pattern in drop):
+        for name in self.source.names:
+            full = self.family.full_name(name, self.prefix)
+            if name == self.spare or any(pattern.match(full) is not None for pattern in drop):
                 continue
             try:
                 at, pattern, index = self.family.find(full)
             except PatternError as error:
-                self.failures.append(f"{side}: {error}")
+                self.failures.append(f"source: {error}")
                 continue
-            out[name] = Placed(name, at, pattern, index, None)
+            out[name] = Placed(name, at, pattern, index)
         return out
 
     def _sizes_of_shapes(self) -> dict[str, int]:
         """The sizes of axes that are a dim of their own, for axes that the receipt leaves out."""
         out = {}
         for tensor in self.old.values():
-            for dim, size in zip(tensor.pattern.dims, self.source.shape(tensor.name), strict=False):
+            for dim, size in zip(tensor.dims, self.source.shape(tensor.name), strict=False):
                 if dim.atom is not None and isinstance(dim.atom.axis, str):
                     out[dim.atom.axis] = size
         return out
 
-    def _name(self, at: NamePattern, index: Mapping[str, int]) -> str:
-        return at.format(index).removeprefix(self.family.prefix if self.bare else "")
-
-    def required(self) -> dict[str, Placed]:
-        """Every tensor that the target must have, and no other."""
-        layer, out = self.family.layer, dict[str, Placed]()
-        by_layer: dict[int, list[Placed]] = {}
-        for old in self.old.values():
-            if layer in old.index:
-                by_layer.setdefault(old.index[layer], []).append(old)
-            else:
-                out[old.name] = Placed(old.name, old.at, old.pattern, old.index, old.name)
-        last = next((old for old in self.layers if old is not None), 0)
-        for i, at in enumerate(self.layers):
-            last = last if at is None else at
-            for old in by_layer.get(last, []):
-                index = {**old.index, layer: i}
-                name = self._name(old.at, index)
-                out[name] = Placed(name, old.at, old.pattern, index, None if at is None else old.name)
-        return out
-
     def check_names(self) -> dict[str, Placed]:
         """What is missing or too much on either side; returns the target tensors that can be looked at."""
-        layer, tied = self.family.layer, self.family.tied
+        self.check_head()
+        tied = self.family.tied
         for at, _ in self.family.patterns:
-            found = {old.index.get(layer, -1) for old in self.old.values() if old.at.text == at.text}
-            wanted = {layer_ for layer_ in self.layers if layer_ is not None} if layer in at.axes else {-1}
-            may_lack = at.text in self.family.optional or (tied is not None and at.text == tied.head)
-            if found != wanted and not (may_lack and not found):
-                lacking, extra = sorted(wanted - found), sorted(found - wanted)
-                index = dict.fromkeys(at.axes, (lacking + extra)[0])
-                self.failures.append(f"source: {at.format(index)} is {'missing' if lacking else 'of no layer'}")
-        required, names = self.required(), set(self.target.names)
+            found = {tuple(old.index.values()) for old in self.old.values() if old.at.text == at.text}
+            wanted = set(self.names.indices(at))
+            may_lack = at.text in (*self.family.optional, *self.family.tasks) or not at.text.startswith(self.prefix)
+            if tied is not None and at.text == tied.head:
+                may_lack = may_lack or self.tied or self.headless
+            lacking, extra = sorted(wanted - found), sorted(found - wanted)
+            if at.text in self.family.uneven or (may_lack and not found):
+                lacking = []
+            if lacking or extra:
+                name = at.format(dict(zip(at.axes, (lacking or extra)[0], strict=True)))
+                self.failures.append(f"source: {name} is {'missing' if lacking else 'of no layer'}")
+        try:
+            required, names = self.names.required(), set(self.target.names)
+        except ValueError as error:
+            self.failures.append(str(error))
+            return {}
         self.failures += [f"{name}: missing in the target" for name in required if name not in names]
         self.failures += [f"{name}: in the target, but nothing asks for it" for name in sorted(names - set(required))]
-        return {name: tensor for name, tensor in required.items() if name in names}
+        return {name: tensor for name, tensor in required.items() if names.issuperset((name, *tensor.copies))}
 
-    def places(self, tensor: Placed, gain: Factor | None = None) -> list[Places]:
+    def check_spare(self) -> None:
+        """That a head which the config ties, and which the source stores all the same, is the embedding."""
+        tied = self.family.tied
+        for old in self.old.values():
+            if tied is None or self.spare is None or old.at.text != tied.embedding:
+                continue
+            if not same(self.source, self.spare, old.name):
+                self.failures.append(f"source: {self.spare} is other than {old.name}, to which config.json ties it")
+
+    def check_head(self) -> None:
+        """That what the head demands falls on one norm."""
         assert self.facts is not None
-        facts, key = self.facts, (tensor.pattern.text, gain)
-        if key not in self._places:
-            dims = tensor.pattern.dims
-            self._places[key] = [dim_places(dim, lambda atom: atom_places(facts, atom, gain)) for dim in dims]
-        return self._places[key]
+        tied, norms = self.family.tied, self.facts.norms
+        if tied is None or norms.head == ONE:
+            return
+        gains = [
+            old.name
+            for old in self.old.values()
+            if any((atom.stand, atom.role) == ("gain", tied.norm) for atom in old.pattern.atoms())
+            and norms.demand(tied.norm, old.at, self.last(old, source=True)) != ONE
+        ]
+        if len(gains) > 1:
+            self.failures.append(f"axis {self.family.norms[tied.norm].axis}: {gains} all give to the head; not covered")
 
-    def qk_role(self, tensor: Placed) -> str | None:
-        """The role, q or k, of a gain over the key axis: of the two factors only the product is known."""
-        assert self.facts is not None
-        return next((a.role for a in tensor.pattern.atoms() if a.stand == "gain" and a.axis == self.facts.key), None)
+    def last(self, tensor: Placed, *, source: bool = False) -> bool:
+        """Whether a tensor stands in the last of its layers, or in none."""
+        layers = {axis: [at for at in maps if at is not None] if source else maps for axis, maps in self.layers.items()}
+        return all(i == len(layers[axis]) - 1 for axis, i in tensor.index.items() if axis in layers)
 
-    def check(self, tensor: Placed) -> Found:
-        if tensor.source is None:
-            return check_new(self.target, tensor.name, self.family.closes_layer(tensor.at, tensor.pattern))
-        return check_old(self.places(tensor), self.target, tensor.name, self.source, tensor.source)
+    def places(self, tensor: Placed, split: Factor = ONE) -> list[Places]:
+        """What the dims of a target tensor must hold; see `places_and_spans`."""
+        return self.places_and_spans(tensor, split)[0]
 
-    def check_qk(self, q: Placed, k: Placed) -> dict[str, tuple[Factor, Found]]:
-        """The gains of a layer's queries and keys: the factor all on one of them, or half on each.
+    def places_and_spans(self, tensor: Placed, split: Factor = ONE) -> tuple[list[Places], Spans | None]:
+        """What the dims of a target tensor must hold, index by index and, where that is quicker, by spans.
 
-        Where none of these is found, what is said is about the first of them: all on the keys.
+        Args:
+            tensor: the tensor.
+            split: what the gains of queries, or of keys, are multiplied by.
+
+        Raises:
+            ValueError: no rule covers it.
         """
-        assert self.facts is not None and q.source is not None and k.source is not None
-        product = self.facts.qk_gain()
-        root = _root(product)
-        splits = [(ONE, product), (product, ONE), *([] if root is None else [(root, root)])]
+        assert self.facts is not None
+        facts, dims = self.facts, tensor.dims
+        shape = self.source.shape(tensor.like)
+        if len(shape) != len(dims):
+            raise ValueError(f"shape {list(shape)}; required {len(dims)} dims, as {tensor.pattern.text!r}")
+        wild = [n if d.atom is not None and d.atom.axis == WILD else 0 for d, n in zip(dims, shape, strict=True)]
+        key = (tensor.at.text, tuple(wild), last := self.last(tensor), split)
+        with self._lock:
+            if key not in self._places:
+                where = Where(tensor.at, last, split)
+                places = [
+                    dim_places(dim, lambda atom, size=size: atom_places(facts, atom, where, size))  # type: ignore[misc]
+                    for dim, size in zip(dims, wild, strict=True)
+                ]
+                self._places[key] = places, None if self.offset(tensor) or not places else Spans.of(places)
+            return self._places[key]
+
+    def stacked(self, tensor: Placed, places: Sequence[Places]) -> list[Places]:
+        """The places of all copies of a tensor, stacked along a last dim: together they are the source's."""
+        assert self.facts is not None
+        axis = next(axis for axis in tensor.at.axes if axis not in self.layers and tensor.atom(axis).stand == "read")
+        index = atom_places(self.facts, tensor.atom(axis), Where(tensor.at))
+        return [*places, index.of(int(index.source[tensor.index[axis]]))]
+
+    def offset(self, tensor: Placed) -> int:
+        """What is added to the stored numbers for new entries that are shut to be zero.
+
+        A gain that is no norm's passes a carried mean only where it is one.
+        """
+        assert self.facts is not None
+        if any(self.facts.scales(atom) and self.facts.axes[str(atom.axis)].means for atom in tensor.pattern.atoms()):
+            return -1
+        return max((self.family.offset(atom) for atom in tensor.pattern.atoms()), default=0)
+
+    def weigh(self, tensor: Placed) -> Tensor | None:
+        """The source's gain that stands between what a tensor writes and a stream that carries the mean of it."""
+        name = None if self.facts is None else self.facts.scale_of(tensor.at, tensor.pattern)
+        if name is None or tensor.source is None:
+            return None
+        return self.source.read(self.names.disk(name, self.old[tensor.source].index)).double()
+
+    def qk_role(self, tensor: Placed) -> tuple[str, str] | None:
+        """The role, q or k, and the axis of a gain or shift over keys: of two gains only the product is known."""
+        assert self.facts is not None
+        for atom in tensor.pattern.atoms():
+            norm = self.family.norms.get(atom.role or "")
+            if atom.stand in ("gain", "shift") and atom.role in ("q", "k") and norm is not None:
+                return (atom.role, norm.axes[-1]) if norm.axes[-1] in self.facts.attending.keys else None
+        return None
+
+    def check(self, tensor: Placed, split: Factor = ONE) -> Found:
+        """One target tensor; of copies that are read together, all of them at the first."""
+        (places, spans), offset = self.places_and_spans(tensor, split), self.offset(tensor)
+        if tensor.source is None:
+            return check_new(self.target, tensor.name, [dim.new for dim in places], tensor.closed, offset)
+        if len(tensor.copies) < 2:
+            return check_old(
+                places, self.target, tensor.name, self.source, tensor.source, offset, spans, self.weigh(tensor)
+            )
+        if tensor.name != tensor.copies[0]:
+            return Found(fidelity="rounded")
+        target, source = Slabs(self.target, tensor.copies), Slabs(self.source, [tensor.source])
+        return check_old(self.stacked(tensor, places), target, tensor.name, source, tensor.source, offset)
+
+    def check_qk(self, layer: Sequence[tuple[Placed, str, str]]) -> dict[str, tuple[Factor, Found]]:
+        """The gains (and shifts) of a layer's queries and keys: the factor all on one side, or half on each.
+
+        Where none of these is found, what is said is about the first of them: on the queries as little as can be.
+        Shifts fix how it is shared.
+        """
+        assert self.facts is not None
+        shifted = any(atom.stand == "shift" for tensor, _, _ in layer for atom in tensor.pattern.atoms())
         first: dict[str, tuple[Factor, Found]] = {}
-        for split in splits:
-            found = {
-                tensor.name: (
-                    factor,
-                    check_old(self.places(tensor, factor), self.target, tensor.name, self.source, old),
-                )
-                for tensor, old, factor in ((q, q.source, split[0]), (k, k.source, split[1]))
-            }
+        for split in range(1 if shifted else 4):
+            found: dict[str, tuple[Factor, Found]] = {}
+            for tensor, role, key in layer:
+                gains = _splits(*self.facts.attending.qk_gains(key))
+                if split < len(gains):
+                    factor = gains[split][role == "k"]
+                    found[tensor.name] = factor, self.check(tensor, factor)
             first = first or found
-            if not any(each.wrong for _, each in found.values()):
+            if len(found) == len(layer) and not any(each.wrong for _, each in found.values()):
                 return found
         return first
 
-    def pairs(self, tensors: Mapping[str, Placed]) -> Iterator[tuple[Placed, Placed]]:
-        """The gains of q and of k of each old layer."""
-        by_layer: dict[int, dict[str, Placed]] = {}
+    def pairs(self, tensors: Mapping[str, Placed]) -> Iterator[list[tuple[Placed, str, str]]]:
+        """The gains and shifts of queries and keys of each old layer, with their roles and axes."""
+        by_layer: dict[tuple[tuple[str, int], ...], list[tuple[Placed, str, str]]] = {}
         for tensor in tensors.values():
             role = self.qk_role(tensor)
             if role is not None and tensor.source is not None:
-                by_layer.setdefault(tensor.index[self.family.layer], {})[role] = tensor
-        return ((pair["q"], pair["k"]) for pair in by_layer.values() if set(pair) == {"q", "k"})
+                layer = tuple((axis, at) for axis, at in tensor.index.items() if axis in self.layers)
+                by_layer.setdefault(layer, []).append((tensor, *role))
+        return (layer for layer in by_layer.values() if {role for _, role, _ in layer} == {"q", "k"})
+
+
+def _splits(q: Factor, k: Factor) -> list[tuple[Factor, Factor]]:
+    """Ways to share the product of two gains."""
+    root = _root(q * k)
+    return [(q, k), (ONE, q * k), (q * k, ONE), *([] if root is None else [(root, root)])]
 
 
 def _root(factor: Factor) -> Factor | None:
@@ -273,29 +358,17 @@ def _root(factor: Factor) -> Factor | None:
     return None if text.startswith("sqrt") else Factor.parse(text)
 
 
-@contextmanager
-def _workers() -> Iterator[ThreadPoolExecutor]:
-    """Threads that look at a tensor each. Torch's own threads would wait in every small step for a core that is busy
-    elsewhere (a folder is hashed meanwhile), which has cost ten times the work itself."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(before)
-
-
 def certify(
     family: Family,
     axes: Mapping[str, Mapping[str, Any]],
-    layers: Sequence[int | None],
+    layers: LayerMap | Sequence[int | None],
     source: Tensors,
     target: Tensors,
     source_config: Mapping[str, Any],
     target_config: Mapping[str, Any],
     *,
     source_full: Mapping[str, Any] | None = None,
+    threads: int | None = None,
 ) -> Certificate:
     """Check that the target computes the source's function (the equations of arXiv 2308.06103, sections 3.1 to 3.6).
 
@@ -305,48 +378,16 @@ def certify(
     Args:
         family: the family of both models.
         axes: what the receipt says of each axis: old and new size, lift (runs), scale (a square), closed side.
-        layers: for each target layer its source layer, or None where it is new.
+        layers: by layer axis, for each target layer its source layer, or None where it is new (of one axis, its list).
         source, target: the tensors of the two folders, of shapes by the family's patterns.
         source_config, target_config: the two config.json.
         source_full: the source's config with defaults filled in by its class.
+        threads: how many tensors are looked at at once; None: one for each core.
 
     Returns:
         The certificate; it holds where its `failures` are empty.
     """
-    result = Certificate()
-    case = Sides(family, axes, layers, source, target, source_config, target_config, source_full)
-    result.failures = case.failures
-    if case.facts is None or case.facts.problems:
-        return result
-    tensors = case.check_names()
-    paired: dict[str, tuple[Factor, Found]] = {}
-    for q, k in case.pairs(tensors):
-        paired |= case.check_qk(q, k)
-    fidelity: Counter[str] = Counter()
-    stated = str(target_config.get("dtype") or target_config.get("torch_dtype")).removeprefix("torch.")
+    from growformer.proof.certifier import Certifier
 
-    def look(tensor: Placed) -> tuple[Found, torch.dtype, torch.dtype]:
-        name = tensor.name
-        dtype, old = target.dtype(name), source.dtype(tensor.source or next(iter(case.old)))
-        if dtype != old and str(dtype) != f"torch.{stated}":
-            wrong = f"{name}: dtype {dtype}; required {old}, or the config's dtype {stated!r}"
-            return Found(wrong, fidelity=""), dtype, old
-        try:
-            return paired[name][1] if name in paired else case.check(tensor), dtype, old
-        except ValueError as error:
-            return Found(f"{name}: {error}"), dtype, old
-
-    with _workers() as pool:
-        for found, dtype, old in pool.map(look, tensors.values()):
-            if found.wrong:
-                result.failures.append(found.wrong)
-            if not found.fidelity:  # of another dtype: not looked at
-                continue
-            if found.fidelity in ("identical", "scaled") and torch.promote_types(dtype, old) != dtype:
-                found.fidelity = "rounded"
-            result.tensors += 1
-            result.zero_entries += found.zero
-            result.free_entries += found.free
-            fidelity[found.fidelity] += 1
-    result.counts |= fidelity
-    return result
+    told = (family, axes, layers, source, target, source_config, target_config)
+    return Certifier(*told, source_full=source_full).result(threads)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from growformer.algebra import Atom
+from growformer.algebra import OUTSIDE, WILD, Atom, Dim, NamePattern, TensorPattern
+from growformer.checkpoint import TensorFiles
 from growformer.checkpoint.stock import full_config
 from growformer.planning import Plan
-from growformer.planning.build import idle_rows
+from growformer.planning.build import idle_rows, stored_dims
 from growformer.planning.sizes import size_of
 from growformer.proof.case import Case
 from growformer.proof.claims import Claim
 
 if TYPE_CHECKING:
     import torch
-
-TOKENS = 4096
-"""Tokens that aliveness is judged on at most (each row of an embedding stands for the others; rows unseen are not
-counted, and the claim says how many were seen)."""
 
 
 def new_entries(plan: Plan) -> dict[str, torch.Tensor]:
@@ -38,12 +36,15 @@ def _trainable_new_entries(case: Case) -> tuple[dict[str, torch.Tensor], int]:
     """`new_entries` without those that have no gradient in any model of the family, and how many those are."""
     full = full_config(case.target_config)[0]
 
-    def size(atom: Atom) -> int:
-        return atom.axis if isinstance(atom.axis, int) else size_of(case.family.axes[atom.axis], full)
-
     masks, idle = new_entries(case.plan), 0
     for name, mask in masks.items():
-        for start, stop in idle_rows(case.family, case.pattern(name), size):
+
+        def size(atom: Atom, stored: int = mask.shape[0] if mask.dim() else 1) -> int:
+            if isinstance(atom.axis, int):
+                return atom.axis
+            return stored if atom.axis == WILD else size_of(case.family.axes[atom.axis], full)
+
+        for start, stop in idle_rows(case.family, _pattern(case, name)[1], size):
             idle += int(mask[start:stop].sum())
             mask[start:stop] = False
     return masks, idle
@@ -51,47 +52,118 @@ def _trainable_new_entries(case: Case) -> tuple[dict[str, torch.Tensor], int]:
 
 def alive(case: Case, measured: dict[str, Any]) -> Claim:
     """Train the target's stock model in float64 for two passes and count new entries without a gradient."""
-    from growformer.proof.alive import covering_tokens, dead_entries, parameter_masks
+    from growformer.proof.alive import parameter_masks, still_dead
     from growformer.proof.float64 import build64
+    from growformer.proof.loss import covering_inputs
+    from growformer.proof.unreached import excuse, experts_never_chosen
 
-    model = build64(case.target)
-    if model.get_output_embeddings() is None:
-        return Claim("alive", None, "-", required=False, detail="the checkpoint has no head, so nothing to train by")
-    vocab = int(case.source_full["vocab_size"])
-    learned = "positions" in case.family.axes
-    positions = size_of(case.family.axes["positions"], case.source_full) if learned else 128
-    data = covering_tokens(vocab, positions, seed=0)
-    data = data[: max(2, TOKENS // positions)]
+    learned = any(axis in case.family.axes for axis in OUTSIDE if axis != "vocab")
     new, idle = _trainable_new_entries(case)
-    unseen = _unseen(vocab, data)
-    pad = case.source_full.get("pad_token_id")
-    if isinstance(pad, int) and -vocab <= pad < vocab:
-        unseen[pad] = True  # torch never gives the row of a padding token a gradient, in any model
+    aside = excuse(case.plan, new, _idle_in_source(case, learned))
+    model = build64(case.target)
+    inputs = covering_inputs(model, learned)
+    unseen = _unseen(model.config, inputs)
     for name, mask in new.items():
-        for dim, part in enumerate(case.pattern(name).dims):
+        for dim, part in enumerate(case_dims(case, name)):
             if part.atom is not None and part.atom.axis == "vocab" and part.atom.stand == "read":
                 mask[(slice(None),) * dim + (unseen,)] = False
     masks = parameter_masks(case.target_config, new)
-    dead = dead_entries(model, masks, data)
+    never = experts_never_chosen(model, inputs)
+    for name, mask in masks.items():
+        mask[never.get(name.rpartition(".")[0], [])] = False
     total = sum(int(mask.sum()) for mask in masks.values())
-    named = {name: n for name, n in dead.items() if n}
-    measured["alive"] = {"new_entries": total, "dead": named, "idle": idle, "tokens": int((~unseen).sum())}
-    found = f"{total - sum(named.values()):,} of {total:,} new entries within two passes"
+    late = 0
+    dead = still_dead(model, masks, inputs)
+    if any(bool(mask.any()) for mask in dead.values()) and _third_pass(case):
+        before = sum(int(mask.sum()) for mask in dead.values())
+        dead = still_dead(model, masks, inputs, passes=3)
+        late = before - sum(int(mask.sum()) for mask in dead.values())
+    named = {name: int(n) for name, n in _on_disk(model, dead).items() if n}
+    measured["alive"] = {
+        "new_entries": total,
+        "dead": named,
+        "third_pass": late,
+        "idle": idle,
+        "idle_in_source": aside,
+        "experts_never_chosen": never,
+        "tokens": int((~unseen).sum()),
+    }
+    found = f"{total - sum(named.values()) - late:,} of {total:,} new entries within two passes"
+    if late:
+        found += f" and {late:,} in the third (a norm stands between the last branch and a tied head)"
     if idle:
         found += f" ({idle:,} key biases aside, which softmax sees in no model)"
+    if aside:
+        found += (
+            f" ({sum(aside.values()):,} aside that extend what has no gradient in the source: {_some(list(aside))})"
+        )
+    if never:
+        found += f" (no token chose some experts: {_some([f'{name} {which}' for name, which in never.items()])})"
     if bool(unseen.any()):
-        found += f" (embeddings: {int((~unseen).sum()):,} tokens of {vocab:,})"
-    excused = {axis for axis, entry in case.plan.axes.items() if entry["dead"]}
-    undeclared = [name for name in named if not case.pattern(name).axes() & excused]
+        found += f" (embeddings: {int((~unseen).sum()):,} tokens of {len(unseen):,})"
+    excused = {axis.partition("@")[0] for axis, entry in case.plan.axes.items() if entry["dead"]}
+    undeclared = [name for name in named if not _pattern(case, name)[1].axes() & excused]
     allowed = "all" if not excused else f"all but those the plan names dead ({', '.join(sorted(excused))})"
     detail = "dead: " + ", ".join(f"{name} ({named[name]})" for name in undeclared[:4])
     return Claim("alive", not undeclared, found, allowed, detail=detail)
 
 
-def _unseen(vocab: int, data: torch.Tensor) -> torch.Tensor:
-    """[vocab], true at the ids that `data` does not hold."""
+def _third_pass(case: Case) -> bool:
+    """Whether the head's new columns are the embedding's, and what the last branch adds passes a norm of its own.
+
+    The columns start at zero for the stream to be closed, and wait for the first step; so do the branch's new rows, for
+    the columns; and so does the norm's new gain, for the rows. Nothing exact is open sooner.
+    """
+    tied = case.family.tied
+    with TensorFiles.open(case.source) as files:
+        stored = tied is not None and tied.head in files
+    added = any(norm.output == "added" for norm in case.family.norms.values())
+    return added and tied is not None and case.family.headed(case.source_full) and not stored
+
+
+def _idle_in_source(case: Case, learned: bool) -> dict[str, torch.Tensor]:
+    """What has no gradient in the source; its model is gone before the target's is built."""
+    from growformer.proof.float64 import build64
+    from growformer.proof.loss import covering_inputs
+    from growformer.proof.unreached import idle_weights
+
+    model = build64(case.source)
+    return idle_weights(model, covering_inputs(model, learned))
+
+
+def _on_disk(model: Any, masks: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """How many entries each mask by parameter name marks, by name on disk: patterns and people go by those."""
+    from growformer.checkpoint.stock import disk_names
+
+    return {name: x.sum() for name, x in disk_names(model, {n: m.double() for n, m in masks.items()}).items()}
+
+
+def _some(names: list[str], count: int = 3) -> str:
+    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
+
+
+def _pattern(case: Case, name: str) -> tuple[NamePattern, TensorPattern]:
+    """The pattern of a tensor by its name on disk, or by the name that a class with or without a head gives it."""
+    return case.family.find(case.family.full_name(name, case.family.prefix))[:2]
+
+
+def case_dims(case: Case, name: str) -> list[Dim]:
+    """The dims of a stored tensor."""
+    return stored_dims(*_pattern(case, name))
+
+
+def _unseen(config: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """[vocab], true at the ids that the inputs do not hold; empty where they hold none."""
     import torch
 
+    from growformer.proof.inputs import size
+
+    ids = [x for name, x in inputs.items() if name in ("input_ids", "decoder_input_ids")]
+    vocab = int(size(config, "vocab_size")) if ids else 0
     unseen = torch.ones(vocab, dtype=torch.bool)
-    unseen[data.flatten()] = False
+    for x in ids:
+        unseen[x.flatten()] = False
+    pad = getattr(config.get_text_config(), "pad_token_id", None)
+    if isinstance(pad, int) and -vocab <= pad < vocab:
+        unseen[pad] = True  # torch never gives the row of a padding token a gradient, in any model
     return unseen

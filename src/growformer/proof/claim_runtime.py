@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from growformer.checkpoint import TensorFiles
-from growformer.errors import SourceError
+from growformer.errors import UncheckedError
 from growformer.planning import apply, pull_back
-from growformer.planning.sizes import size_of
+from growformer.proof.bar import BAR
 from growformer.proof.case import Case
 from growformer.proof.claims import Claim
 
 if TYPE_CHECKING:
     import torch
 
+    from growformer.proof.floor import Layout
     from growformer.proof.functional import NoiseFloor
+    from growformer.proof.inputs import Inputs
+    from growformer.proof.outputs import Outputs
 
 
 def _read_all(folder: Path) -> dict[str, torch.Tensor]:
@@ -23,39 +28,99 @@ def _read_all(folder: Path) -> dict[str, torch.Tensor]:
         return {name: files.read(name) for name in files.names}
 
 
-def noise_floor(case: Case, tokens: torch.Tensor, measured: dict[str, Any]) -> NoiseFloor:
-    """What the storage dtype does to the source's logits, measured once a proof."""
-    from growformer.proof.floor import movable, orders, permuted
+def noise_floor(case: Case, inputs: Inputs, measured: dict[str, Any]) -> dict[str, NoiseFloor]:
+    """What the storage dtype does to each of the source's outputs, measured once a proof.
+
+    Raises:
+        UncheckedError: no axis of the source can be permuted without changing its function, so nothing is measured.
+    """
+    from growformer.proof.floor import in_order, orders, permuted
     from growformer.proof.functional import NoiseFloor, noise
 
     if "floor" in measured:
-        return NoiseFloor(**measured["floor"])
-    import torch
-
+        return {name: NoiseFloor(**numbers) for name, numbers in measured["floor"].items()}
     source = {name: x for name, x in _read_all(case.source).items() if name not in case.plan.dropped}
-    (dtype,) = {x.dtype for x in _read_all(case.target).values()} or {torch.float32}
-    if len({x.dtype for x in source.values()}) != 1:
-        raise SourceError("the source stores several dtypes; the runtime claim is measured for one")
-    there = pull_back(case.plan, apply(case.plan, source, dtype))
+    dtypes = {x.dtype for x in _read_all(case.target).values()}
+    there = pull_back(case.plan, apply(case.plan, source, dtypes.pop() if len(dtypes) == 1 else None))
     rounded = {name: x.to(source[name].dtype) for name, x in there.items()}
-    draws = orders({axis: size_of(case.family.axes[axis], case.source_full) for axis in movable(case.family)})
-    headless = measured["loads"]["tied"] is None
+    layout, groups = movable(case, source, inputs)
+    measured["permuted"] = [axis for group in groups for axis in group]
+    draws = orders(layout, groups)
 
-    def restore(output: torch.Tensor, draw: int) -> torch.Tensor:
-        return output[..., draws[draw][case.family.stream].argsort()] if headless else output
+    def restore(base: Outputs, found: Outputs, draw: int) -> Outputs:
+        return in_order(base, found, draws[draw])
 
-    floor = noise(case.source, tokens, permuted(case.pattern, source, draws), rounded, restore)
-    measured["floor"] = {"a": floor.a, "b": floor.b, "floor": floor.floor}
-    return floor
+    floors = noise(case.source, inputs, permuted(layout, source, draws), rounded, restore)
+    measured["floor"] = {name: asdict(floor) for name, floor in floors.items()}
+    return floors
 
 
-def runtime(case: Case, tokens: torch.Tensor, measured: dict[str, Any]) -> Claim:
+def movable(case: Case, source: Mapping[str, torch.Tensor], inputs: Inputs) -> tuple[Layout, list[tuple[str, ...]]]:
+    """The axes of the source whose order its function does not see: found from the patterns, and tried in float64.
+
+    A pattern that is wrong, or a tensor that two axes share, would make the draws other functions and the floor so
+    high that every growth passed.
+
+    Returns:
+        The layout of the source's tensors, and the groups of axes that passed.
+
+    Raises:
+        UncheckedError: none did.
+    """
+    from growformer.proof.floor import Layout
+
+    layout = Layout(case.family, case.source_full, {name: tuple(x.shape) for name, x in source.items()}, case.prefix)
+    groups = layout.groups()
+    base = _plain64(case, source, inputs)
+    if not _same(case, layout, groups, source, base, inputs):
+        groups = [group for group in groups if _same(case, layout, [group], source, base, inputs)]
+    if not groups:
+        raise UncheckedError(
+            f"family {case.family.name}: no axis of {case.source} can be permuted without changing what it computes, "
+            "so there is no noise floor to judge rounding by; the family's patterns do not fit the checkpoint"
+        )
+    return layout, groups
+
+
+def _plain64(case: Case, tensors: Mapping[str, torch.Tensor], inputs: Inputs) -> dict[str, torch.Tensor]:
+    """Outputs in true float64 for the first of several batches."""
+    from growformer.proof.float64 import build64_from
+    from growformer.proof.functional import outputs64
+    from growformer.proof.inputs import as_batches
+
+    return outputs64(lambda: build64_from(case.plan.source_config, tensors), as_batches(inputs)[:1])
+
+
+def _same(
+    case: Case,
+    layout: Layout,
+    groups: Sequence[Sequence[str]],
+    source: Mapping[str, torch.Tensor],
+    base: Outputs,
+    inputs: Inputs,
+) -> bool:
+    """Whether the source with these axes permuted computes what it did."""
+    from growformer.proof.floor import in_order, orders, permuted
+    from growformer.proof.functional import compare_outputs, worst
+
+    draws = orders(layout, groups, 1)
+    (moved,) = permuted(layout, source, draws)
+    found = in_order(base, _plain64(case, moved, inputs), draws[0])
+    return worst(compare_outputs(base, found)).relative <= BAR
+
+
+def runtime(case: Case, inputs: Inputs, measured: dict[str, Any]) -> Claim:
     """Both stock models in their storage dtype, against the noise floor."""
-    from growformer.proof.functional import FLOOR_MULTIPLE
+    from growformer.proof.functional import FLOOR_MULTIPLE, judged
     from growformer.proof.functional import runtime as compare_runtime
+    from growformer.proof.outputs import grown_axes, is_logits
 
-    floor = noise_floor(case, tokens, measured)
-    result = compare_runtime(case.source, case.target, tokens, floor)
+    try:
+        floors = noise_floor(case, inputs, measured)
+    except UncheckedError as error:
+        return Claim("runtime", None, "-", detail=str(error))
+    results = compare_runtime(case.source, case.target, inputs, floors, grown_axes(case.plan.axes))
+    result = judged(results)
     d = result.difference
     measured["runtime"] = {
         "rms": d.rms,
@@ -63,6 +128,9 @@ def runtime(case: Case, tokens: torch.Tensor, measured: dict[str, Any]) -> Claim
         "kl": d.kl,
         "top1_agree": d.top1_agree,
         "ratio": result.ratio,
+        "outputs": {name: one.ratio for name, one in results.items()},
     }
-    found = f"{result.ratio:.2f} x the noise floor (rms {d.rms:.1e}, top-1 {d.top1_agree:.1%})"
+    top = f", top-1 {d.top1_agree:.1%}" if is_logits(d.output) else ""
+    of = f" of {d.output}" if len(results) > 1 else ""
+    found = f"{result.ratio:.2f} x the noise floor{of} (rms {d.rms:.1e}{top})"
     return Claim("runtime", result.passed, found, f"{FLOOR_MULTIPLE:g} x")

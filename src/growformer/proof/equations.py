@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from growformer.algebra.factor import ONE
-from growformer.proof.facts import MEAN, NONE
+from growformer.proof.axes import MEAN, NONE
 from growformer.proof.places import OPEN, REACHED, SHUT, Places, floats
+from growformer.proof.reading import Slabs, Tensors
+from growformer.proof.spans import Spans, holds, is_shut_or_open, viewer
+
+__all__ = [
+    "Found",
+    "Slabs",
+    "Tensors",
+    "check_new",
+    "check_old",
+    "half_ulp",
+    "pieces",
+    "pull_back",
+    "read_rows",
+    "same",
+]
 
 PIECE = 1 << 20
 """Entries of a tensor that are looked at at once."""
-
-
-class Tensors(Protocol):
-    """Named tensors, read by rows."""
-
-    @property
-    def names(self) -> Sequence[str]: ...
-    def shape(self, name: str) -> tuple[int, ...]: ...
-    def dtype(self, name: str) -> torch.dtype: ...
-    def read(self, name: str, rows: slice | None = None) -> Tensor: ...
 
 
 @dataclass
@@ -44,6 +47,14 @@ def pieces(shape: Sequence[int]) -> Iterator[slice]:
     rows, width = shape[0], max(1, torch.Size(shape[1:]).numel())
     step = max(1, PIECE // width)
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+def same(tensors: Tensors, a: str, b: str) -> bool:
+    """Whether two tensors have one shape and the same values, whatever their dtypes: they are so in any dtype then."""
+    shape, read = tensors.shape(a), tensors.read
+    return shape == tensors.shape(b) and all(
+        torch.equal(read(a, rows).double(), read(b, rows).double()) for rows in (pieces(shape) if shape else [None])
+    )
 
 
 def read_rows(tensors: Tensors, name: str, rows: Tensor) -> Tensor:
@@ -92,33 +103,42 @@ def _old_entries(source: Tensors, name: str, index: Sequence[Tensor], but: int |
     return old
 
 
-def _means(source: Tensors, name: str, index: Sequence[Tensor], d: int) -> tuple[Tensor, Tensor]:
-    """The float64 mean of the old entries along dim d, and how far summing in another order may move it."""
+def _means(source: Tensors, name: str, index: Sequence[Tensor], d: int, weigh: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The float64 mean of the old entries along dim d, and how far summing in another order may move it.
+
+    `weigh`: what each of them counts for; None: one.
+    """
+    weigh = torch.ones(source.shape(name)[d], dtype=torch.float64) if weigh is None else weigh
     if d:
         old = _old_entries(source, name, index, but=d).double()
+        old = old * weigh.reshape([-1 if e == d else 1 for e in range(old.dim())])
         total, size = old.sum(d, keepdim=True), old.abs().sum(d, keepdim=True)
     else:
         total, size = torch.zeros((2, 1, *source.shape(name)[1:]), dtype=torch.float64)
         for rows in pieces(source.shape(name)):
             old = source.read(name, rows).double()
+            old = old * weigh[rows].reshape([-1] + [1] * (old.dim() - 1))
             total += old.sum(0, keepdim=True)
             size += old.abs().sum(0, keepdim=True)
         for e, places in enumerate(index[1:], 1):
             total, size = (x.index_select(e, places.clamp(min=0)) for x in (total, size))
     n = source.shape(name)[d]
-    return total / n, size * 2.0**-53
+    return total / n, size * 2.0**-52
 
 
 def _bits(x: Tensor) -> Tensor:
     return x.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
 
 
-def _holds(x: Tensor, state: int) -> bool:
+def _holds(x: Tensor, state: int, offset: int = 0) -> bool:
     """Whether new entries are all zero where they are shut, finite where they are open: one pass, no other tensor."""
     if not x.numel():
         return True
-    low, high = (float(end) for end in torch.aminmax(x))  # NaN where any entry is NaN
-    return low == high == 0 if state == SHUT else math.isfinite(low) and math.isfinite(high)
+    return is_shut_or_open(x, state) if state == OPEN or not offset else bool((x == -offset).all())
+
+
+def _zero(offset: int) -> str:
+    return "zero" if not offset else f"{-offset}, so that {offset} + it is zero"
 
 
 def _say(
@@ -135,53 +155,92 @@ def _say(
     `numbers`: of each dim, which of the piece's are looked at; None for all.
     """
     at = bad.nonzero()[0].tolist()
+    if not at:
+        return f"{name}: found {float(new)!r}; required {why if wanted is None else repr(float(wanted)) + ', ' + why}"
     place = at if numbers is None else [int(of[k]) for of, k in zip(numbers, at, strict=True)]
     required = why if wanted is None else f"{float(wanted[tuple(at)])!r}, {why}"
     return f"{name}{[place[0] + start, *place[1:]]}: found {float(new[tuple(at)])!r}; required {required}"
 
 
-def check_new(target: Tensors, name: str, closed: bool) -> Found:
-    """A tensor of a new layer: all zero where it writes the residual stream, anything finite elsewhere."""
-    found, shape = Found(fidelity="new"), target.shape(name)
-    for rows in pieces(shape):
-        new = target.read(name, rows)
-        if not _holds(new, SHUT if closed else OPEN):
-            bad = (new != 0) if closed else ~new.isfinite()
-            why = "zero, for a new layer is closed where it writes the stream" if closed else "a finite number"
-            found.wrong = _say(name, rows.start, bad, new, None, why)
+def check_new(target: Tensors, name: str, shape: Sequence[int], closed: bool, offset: int = 0) -> Found:
+    """A tensor of a new layer (or head): all zero where it is closed, anything finite elsewhere.
+
+    Args:
+        target, name: the tensor.
+        shape: that it must have.
+        closed: a new layer writes the stream here, or the gain stands here of what it adds to it.
+        offset: what the code adds to the stored numbers.
+    """
+    found = Found(fidelity="new")
+    if tuple(target.shape(name)) != tuple(shape):
+        found.wrong = f"{name}: shape {list(target.shape(name))}; required {list(shape)}"
+        return found
+    for rows in pieces(shape) if shape else [None]:
+        new = target.read(name) if rows is None else viewer(target)(name, rows)
+        if not _holds(new, SHUT if closed else OPEN, offset):
+            bad = (new != -offset) if closed else ~new.isfinite()
+            shut = f"{_zero(offset)}, for a new layer is closed where it writes the stream"
+            why = shut if closed else "a finite number"
+            found.wrong = _say(name, 0 if rows is None else rows.start, bad, new, None, why)
             return found
     entries = torch.Size(shape).numel()
     found.zero, found.free = (entries, 0) if closed else (0, entries)
     return found
 
 
-def check_old(places: Sequence[Places], target: Tensors, name: str, source: Tensors, source_name: str) -> Found:
+def check_old(
+    places: Sequence[Places],
+    target: Tensors,
+    name: str,
+    source: Tensors,
+    source_name: str,
+    offset: int = 0,
+    spans: Spans | None = None,
+    weigh: Tensor | None = None,
+) -> Found:
     """A tensor that a source tensor is lifted to: its equations, its zero entries, its free entries.
 
     Args:
         places: one for each dim.
         target, name: the grown tensor.
         source, source_name: the tensor it comes from.
+        offset: what the code adds to the stored numbers of both; the equations hold for the sums.
+        spans: the places by spans, where that is quicker.
+        weigh: for rows that are means, what each old one counts for (a gain that stands behind); None: one.
     """
     old, new = tuple(dim.old for dim in places), tuple(dim.new for dim in places)
-    found = Found(fidelity=_fidelity(places))
+    found = Found(fidelity=_fidelity(places, offset))
     if (source.shape(source_name), target.shape(name)) != (old, new):
         shapes = f"{list(source.shape(source_name))} -> {list(target.shape(name))}"
         found.wrong = f"{name}: shape {shapes}; required {list(old)} -> {list(new)}"
         return found
     sums = any(dim.sums for dim in places)
+    if sums and offset:
+        raise ValueError("the weights of copies add up, and 1 is added to each; not covered")
+    if not new:
+        a, b = source.read(source_name).to(target.dtype(name)), target.read(name)
+        if not torch.equal(_bits(a), _bits(b)):
+            found.wrong = _say(name, 0, torch.ones((), dtype=torch.bool), b, a, source_name)
+        return found
     for rows in pieces(new):
+        piece = target.read(name, rows) if spans is None else viewer(target)(name, rows)
+        held = None
+        if spans is not None:
+            held = holds(spans, rows, piece, lambda rows: viewer(source)(source_name, rows))
+        if held is not None:
+            found.zero, found.free = found.zero + held[0], found.free + held[1]
+            continue
         cut = [places[0].cut(rows), *places[1:]]
-        piece = target.read(name, rows)
         for state, numbers in _blocks(cut):
             part = piece
             for d, of in enumerate(numbers):
                 part = _take(part, d, of)
             if state == REACHED:
                 if not sums:
-                    found.wrong = _check_block(cut, numbers, part, name, rows.start, source, source_name)
-            elif not _holds(part, state):
-                bad, why = (part != 0, "zero") if state == SHUT else (~part.isfinite(), "a finite number")
+                    found.wrong = _check_block(cut, numbers, part, name, rows.start, source, source_name, offset, weigh)
+            elif not _holds(part, state, offset):
+                shut = state == SHUT
+                bad, why = (part != -offset, _zero(offset)) if shut else (~part.isfinite(), "a finite number")
                 found.wrong = _say(name, rows.start, bad, part, None, f"{why} in a new entry", numbers)
             if found.wrong:
                 return found
@@ -205,8 +264,10 @@ def _blocks(cut: Sequence[Places]) -> list[tuple[int, tuple[Tensor, ...]]]:
     return sorted(blocks, key=lambda block: (SHUT, OPEN, REACHED).index(block[0]))
 
 
-def _fidelity(places: Sequence[Places]) -> str:
+def _fidelity(places: Sequence[Places], offset: int) -> str:
     """How the bits of old entries relate to the source's."""
+    if offset and not all(dim.simple for dim in places):
+        return "rounded"
     if any(dim.sums or bool((dim.source == MEAN).any()) for dim in places):
         return "rounded"
     if all(dim.simple for dim in places):
@@ -227,13 +288,15 @@ def _check_block(
     start: int,
     source: Tensors,
     source_name: str,
+    offset: int,
+    weigh: Tensor | None,
 ) -> str | None:
     """Compare a block of reached entries with the source's; says what is wrong."""
     index = [dim.source[of] for dim, of in zip(cut, numbers, strict=True)]
     factor = _factors(cut, [dim.factor[of] for dim, of in zip(cut, numbers, strict=True)])
     means = [d for d, places in enumerate(index) if bool((places == MEAN).any())]
     for d in means:
-        mean, slack = (x * factor for x in _means(source, source_name, index, d))
+        mean, slack = (x * factor for x in _means(source, source_name, index, d, weigh))
         bad = ~(((mean - slack).to(part.dtype) <= part) & (part <= (mean + slack).to(part.dtype)))
         if bool(bad.any()):
             return _say(name, start, bad, part, mean.expand(part.shape), f"the mean of {source_name}", numbers)
@@ -241,6 +304,13 @@ def _check_block(
         return None
     old = _old_entries(source, source_name, index)
     simple = all(dim.simple for dim in cut)
+    if offset and not simple:
+        wanted = (old.double() + offset) * factor - offset
+        # The sum and the product are each rounded once before the result is.
+        slack = 2.0**-51 * (old.double().abs() + offset) * factor
+        bad = ~(((wanted - slack).to(part.dtype) <= part) & (part <= (wanted + slack).to(part.dtype)) & part.isfinite())
+        why = f"(1 + {source_name}) times the factor, less 1"
+        return _say(name, start, bad, part, wanted, why, numbers) if bool(bad.any()) else None
     wanted = old.to(part.dtype) if simple else (old.double() * factor).to(part.dtype)
     if torch.equal(_bits(part), _bits(wanted)) and (simple or _holds(part, OPEN)):
         return None
@@ -297,18 +367,25 @@ def _check_sums(places: Sequence[Places], target: Tensors, name: str, source: Te
     return None
 
 
-def pull_back(places: Sequence[Places], target: Tensors, name: str, rows: slice | None = None) -> Tensor:
-    """R W' (writers) and W' E (readers), in float64: what the source's tensor, or those rows of it, must have been."""
+def pull_back(
+    places: Sequence[Places], target: Tensors, name: str, rows: slice | None = None, offset: int = 0
+) -> Tensor:
+    """R W' (writers) and W' E (readers), in float64: what the source's tensor, or those rows of it, must have been.
+
+    `offset`: what the code adds to the stored numbers of both.
+    """
+    if not places:
+        return target.read(name).double()
     first = places[0]
     start, stop = (0, first.old) if rows is None else (rows.start, rows.stop)
     out = torch.zeros([stop - start, *(dim.old for dim in places[1:])], dtype=torch.float64)
     mine = ((first.pull != 0) & (first.source >= start) & (first.source < stop)).nonzero().flatten()
     for part in pieces((len(mine), *target.shape(name)[1:])):
         taken = mine[part]
-        piece = read_rows(target, name, taken).double()
+        piece = read_rows(target, name, taken).double() + offset
         for d in reversed(range(1, len(places))):
             read = torch.where(places[d].pull != 0, places[d].source, NONE)
             piece = _fold(piece, d, read, places[d].pull, places[d].old)
         weight = first.pull[taken].reshape([-1] + [1] * (piece.dim() - 1))
         out.index_add_(0, first.source[taken] - start, piece * weight)
-    return out
+    return out - offset

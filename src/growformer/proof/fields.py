@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-from growformer.algebra.family import Family, Field, Size, Times
+from growformer.algebra.family import Family, PerLayer
+from growformer.algebra.sizes import Field, Size, Times, lookup
 from growformer.proof.facts import Facts
+from growformer.proof.layers import likes
+from growformer.proof.positions import ROPE, check_rotary
 
 Config = Mapping[str, Any]
 
 _NOTES = ("transformers_version", "dtype", "torch_dtype")
 """Fields that say how the files were written; the files themselves are looked at."""
-_ROPE = ("rope_theta", "rope_parameters", "rope_scaling")
-_BY_FREQUENCY = ("default", "linear", "llama3")
-"""Rope types that treat each frequency for itself, whatever its place, so that pairs may move among places."""
 
 
 def size_of(config: Config, size: Size, source: Config, full: Config) -> int:
@@ -27,10 +27,10 @@ def size_of(config: Config, size: Size, source: Config, full: Config) -> int:
         ValueError: where neither the config nor a default says.
     """
     if isinstance(size, Field):
-        value = config.get(size.name)
-        if value is None and source.get(size.name) is None:
+        value = lookup(config, size.name)
+        if value is None and lookup(source, size.name) is None:
             # What the class fills in: a constant, unless it is what other fields give, which then decide.
-            filled = full.get(size.name)
+            filled = lookup(full, size.name)
             if size.default is None or (filled is not None and filled != size_of(full, size.default, source, full)):
                 value = filled
         if value is None and size.default is not None:
@@ -39,7 +39,9 @@ def size_of(config: Config, size: Size, source: Config, full: Config) -> int:
             raise ValueError(f"config field {size.name} is missing")
         return int(value)
     if isinstance(size, Times):
-        return size.times * size_of(config, Field(size.field), source, full)
+        times = size.times
+        many = times if isinstance(times, int) else size_of(config, Field(times), source, full)
+        return many * size_of(config, Field(size.field), source, full)
     over, by = (size_of(config, Field(name), source, full) for name in (size.over, size.by))
     if by < 1 or over % by:
         raise ValueError(f"config: {size.over} {over} is no multiple of {size.by} {by}")
@@ -50,7 +52,9 @@ def size_fields(size: Size | None) -> set[str]:
     """Every config field that a size is made of."""
     if isinstance(size, Field):
         return {size.name} | size_fields(size.default)
-    return set() if size is None else {size.field} if isinstance(size, Times) else {size.over, size.by}
+    if isinstance(size, Times):
+        return {size.field} | ({size.times} if isinstance(size.times, str) else set())
+    return set() if size is None else {size.over, size.by}
 
 
 def check_sizes(
@@ -70,38 +74,87 @@ def check_sizes(
     return problems
 
 
-def check_fields(facts: Facts, layers: Sequence[int | None], source: Config, target: Config, full: Config) -> list[str]:
-    """What in the target config is other than the axes and the layer map demand.
+def check_fields(
+    facts: Facts, layers: Mapping[str, Sequence[int | None]], source: Config, target: Config, full: Config
+) -> list[str]:
+    """What in the target config is other than the axes and the layer maps demand.
 
     Args:
         facts: the axes and what follows from them.
-        layers: the source layer of each target layer, None for a new one.
+        layers: by layer axis, the source layer of each target layer, None for a new one.
         source: config.json of the source.
         target: config.json of the target.
         full: the source's config with every default filled in, or `source` again.
     """
-    family, problems = facts.family, list[str]()
-    sizes = {name for size in family.axes.values() for name in size_fields(size)}
-    eps = {norm.eps for norm in family.norms.values()}
-    handled = {*sizes, *eps, *family.per_layer, *_NOTES, *(_ROPE if family.attention.rotary else ())}
-    for name in sorted({*source, *target} - handled):
-        found = _plain(target.get(name))
-        if found != _plain(source.get(name)) and (name not in target or found != _plain(full.get(name))):
-            problems.append(f"config field {name}: found {found!r}; required {source.get(name, full.get(name))!r}")
+    family = facts.family
+    problems = list(_others(family, source, target, full))
     for name, wanted in family.requires.items():
-        if full.get(name, wanted) != wanted:
-            problems.append(f"config field {name}: {full.get(name)!r} is not covered; required {wanted!r}")
+        if _has(full, name) and lookup(full, name) != wanted:
+            problems.append(f"config field {name}: {lookup(full, name)!r} is not covered; required {wanted!r}")
     for rule in family.rules:
-        over, by = (target.get(name, full.get(name)) for name in (rule.over, rule.by))
+        over, by = (lookup(target if _has(target, name) else full, name) for name in (rule.over, rule.by))
         if isinstance(over, int) and isinstance(by, int) and over % by:
             problems.append(f"config field {rule.over}: found {over}; required a multiple of {rule.by} = {by}")
-    for name in sorted(eps):
+    for name in sorted({norm.eps for norm in family.norms.values() if isinstance(norm.eps, str)}):
         problems += _eps(facts, name, target, full)
-    for name in family.per_layer:
-        problems += _per_layer(name, layers, target, full)
-    if family.attention.rotary is not None:
-        problems += _rotary(facts, source, target, full)
+    for name, kind in family.per_layer.items():
+        problems += _per_layer(name, kind, layers[family.layer], target, full)
+    for name, leader in {**family.follows, **family.aliases}.items():
+        found, required = lookup(target, name), lookup(target, leader)
+        if found != required and (found is not None or lookup(source, name) is not None):
+            problems.append(f"config field {name}: found {found!r}; required {required!r}, as {leader}")
+    for frozen in family.frozen:
+        free = frozen.unless and all(lookup(full, name) == value for name, value in frozen.unless.items())
+        grown = [name for name in frozen.axes if name in facts.axes and not facts.axes[name].is_identity]
+        problems += [f"axis {name}: it may not grow, for {frozen.reason}" for name in grown if not free]
+    problems += _experts(facts, target, full)
+    for attention in family.attentions:
+        rotary = attention.rotary
+        if rotary is not None and (not rotary.whole or rotary.axis in facts.attending.rotary):
+            pairs = facts.attending.rotary.get(rotary.axis, [])
+            problems += check_rotary(rotary, facts.axes[rotary.axis], pairs, source, target, full)
     return problems
+
+
+def _handled(family: Family) -> set[str]:
+    """The config fields that some rule here looks at."""
+    out = {*_NOTES, *family.per_layer, *family.follows, *family.aliases}
+    for size in family.axes.values():
+        out |= size_fields(size)
+    out |= {norm.eps for norm in family.norms.values() if isinstance(norm.eps, str)}
+    for rotary in (attention.rotary for attention in family.attentions):
+        out |= {*ROPE, rotary.partial, rotary.turned} if rotary is not None else set()
+    if family.experts is not None:
+        out |= {family.experts.chosen, *family.experts.groups}
+    return out - {""}
+
+
+def _others(family: Family, source: Config, target: Config, full: Config) -> Iterator[str]:
+    """Every field that no rule looks at must be the source's, or what its class fills in."""
+    handled = _handled(family)
+    parts = {name[:at] for name in handled for at, letter in enumerate(name) if letter == "."}
+    names = {name for config in (source, target) for name in _names(config, parts)}
+    for name in sorted(names - handled):
+        found = _plain(lookup(target, name))
+        if found != _plain(lookup(source, name)) and (not _has(target, name) or found != _plain(lookup(full, name))):
+            required = lookup(source if _has(source, name) else full, name)
+            yield f"config field {name}: found {found!r}; required {required!r}"
+
+
+def _names(config: Config, parts: set[str]) -> Iterator[str]:
+    """The names of all fields; of a part of the config that some rule reaches into, of its fields."""
+    for name, value in config.items():
+        if name in parts and isinstance(value, Mapping):
+            inner = {part.partition(".")[2] for part in parts if part.startswith(f"{name}.")}
+            yield from (f"{name}.{field}" for field in _names(value, inner))
+        else:
+            yield name
+
+
+def _has(config: Config, name: str) -> bool:
+    first, _, rest = name.partition(".")
+    inner = config.get(first)
+    return first in config and (not rest or (isinstance(inner, Mapping) and _has(inner, rest)))
 
 
 def _plain(value: object) -> object:
@@ -110,19 +163,20 @@ def _plain(value: object) -> object:
 
 
 def _eps(facts: Facts, name: str, target: Config, full: Config) -> list[str]:
-    axes = {norm.axis for norm in facts.family.norms.values() if norm.eps == name}
-    rhos = {axis: facts.rho[axis] for axis in axes if axis in facts.rho}
+    roles = {role: norm for role, norm in facts.family.norms.items() if norm.eps == name and role in facts.norms.seen}
+    rhos = {", ".join(norm.axes): facts.norms.rho(role) for role, norm in roles.items()}
     if not rhos:
         return []  # said already: these norms see what they cannot
     if len(set(rhos.values())) > 1:
         said = ", ".join(f"{axis} x {rho}" for axis, rho in sorted(rhos.items()))
         return [f"config field {name}: norms over several axes share it, and their mean squares change apart: {said}"]
-    rho, old, found = next(iter(rhos.values())), full.get(name), target.get(name, full.get(name))
-    if rho == 1 and name not in target and name not in full:
+    rho, old = next(iter(rhos.values())), lookup(full, name)
+    found = lookup(target if _has(target, name) else full, name)
+    if rho == 1 and not _has(target, name) and not _has(full, name):
         return []
     if not isinstance(old, int | float) or not isinstance(found, int | float):
         return [f"config field {name}: source {old!r}, target {found!r}; both are needed"]
-    if rho != 1 and name not in target:
+    if rho != 1 and not _has(target, name):
         return [f"config field {name}: missing in the target, where it must be {float(rho * Fraction(old))!r}"]
     required = float(rho * Fraction(old))
     if abs(found - required) > (math.ulp(required) if rho != 1 else 0.0):
@@ -130,81 +184,67 @@ def _eps(facts: Facts, name: str, target: Config, full: Config) -> list[str]:
     return []
 
 
-def _per_layer(name: str, layers: Sequence[int | None], target: Config, full: Config) -> list[str]:
-    old, new = full.get(name), target.get(name)
+def _experts(facts: Facts, target: Config, full: Config) -> list[str]:
+    """As often as every expert is there, so many more are chosen, of so many more groups."""
+    experts = facts.family.experts
+    axis = None if experts is None else facts.axes.get(experts.axis)
+    if experts is None or axis is None:
+        return []
+    times, problems = axis.times or 1, []
+    for name in (experts.chosen, *experts.groups):
+        old = lookup(full, name)
+        found = lookup(target if _has(target, name) or times > 1 else full, name)
+        required = old * times if isinstance(old, int) else old
+        if found != required or (times > 1 and not isinstance(old, int)):
+            problems.append(f"config field {name}: found {found!r}; required {required!r} ({old!r} x {times})")
+    for name, wanted in experts.requires.items() if times > 1 else ():
+        if lookup(full, name) != wanted:
+            problems.append(f"config field {name}: {lookup(full, name)!r} with copies of experts; required {wanted!r}")
+    return problems
+
+
+def _per_layer(name: str, kind: PerLayer, layers: Sequence[int | None], target: Config, full: Config) -> list[str]:
+    old, new = lookup(full, name), lookup(target, name)
     if old is None or (new is None and list(layers) == list(range(len(layers)))):
         return [] if new is None or new == old else [f"config field {name}: found {new!r}; required {old!r}"]
-    if new is None and len(set(old)) == 1:
-        return []
+    try:
+        return list(_BY_KIND[kind](name, old, new, layers))
+    except (TypeError, ValueError, IndexError):
+        return [f"config field {name}: found {new!r}, which cannot be read as {old!r}; both must speak of layers"]
+
+
+def _each(name: str, old: Sequence[Any], new: Any, layers: Sequence[int | None]) -> Iterator[str]:
+    if new is None and len({str(entry) for entry in old}) == 1:
+        return
     if new is None:
         # The class fills the list by a rule on the layer's number, which moves with the layers.
-        return [f"config field {name}: missing in the target; layers moved, so it must be written"]
-    if not isinstance(new, list | tuple) or len(new) != len(layers):
-        return [f"config field {name}: found {new!r}; required one entry for each of {len(layers)} layers"]
-    for i, layer in enumerate(layers):
-        if layer is not None:
-            required = old[layer]
-        elif i:
-            required = new[i - 1]
-        else:
-            first = next((layer for layer in layers if layer is not None), 0)
-            required = old[first]
-        if new[i] != required:
-            return [f"config field {name}[{i}]: found {new[i]!r}; required {required!r}"]
-    return []
+        yield f"config field {name}: missing in the target; layers moved, so it must be written"
+    elif not isinstance(new, list | tuple) or len(new) != len(layers):
+        yield f"config field {name}: found {new!r}; required one entry for each of {len(layers)} layers"
+    else:
+        for i, like in enumerate(likes(layers)):
+            if new[i] != old[like]:
+                yield f"config field {name}[{i}]: found {new[i]!r}; required {old[like]!r}"
+                return
 
 
-def _rope(config: Config) -> tuple[list[float], list[dict[str, Any]]]:
-    """Every theta that a config states, and every statement of the other rope fields."""
-    thetas = [config["rope_theta"]] if config.get("rope_theta") is not None else []
-    rest = []
-    for name in ("rope_parameters", "rope_scaling"):
-        stated = config.get(name)
-        if isinstance(stated, Mapping):
-            fields = dict(stated)
-            if "rope_theta" in fields:
-                thetas.append(fields.pop("rope_theta"))
-            fields["rope_type"] = fields.pop("type", None) or fields.get("rope_type") or "default"
-            rest.append({k: v for k, v in fields.items() if k != "type"})
-        elif name == "rope_scaling" and name in config and not isinstance(config.get("rope_parameters"), Mapping):
-            rest.append({"rope_type": "default"})
-    return [float(theta) for theta in thetas], rest
+def _runs(name: str, old: Any, new: Any, layers: Sequence[int | None]) -> Iterator[str]:
+    flat = [[entry for entries, times in runs for _ in range(times) for entry in entries] for runs in (old, new or [])]
+    yield from _each(name, flat[0], flat[1], layers)
 
 
-def _rotary(facts: Facts, source: Config, target: Config, full: Config) -> list[str]:
-    rotary, pairs = facts.family.attention.rotary, facts.rotary_positions()
-    if facts.key is None or rotary is None or pairs is None:
-        return []
-    axis = facts.axes[facts.key]
-    still = axis.old == axis.new and pairs == list(range(len(pairs)))
-    (old_thetas, old_rest), (thetas, rest) = _rope(full), _rope(target)
-    # A config class may add to the rope fields what it derives: either way of writing them is the source's.
-    kept = [*old_rest, *_rope(source)[1]] or [{"rope_type": "default"}]
-    if any(isinstance(v, Mapping) for fields in (*kept, *rest) for v in fields.values()):
-        return ["config field rope_parameters: one set for each layer type is not covered"]
-    for side, stated in (("source", old_thetas), ("target", thetas)):
-        if len(set(stated)) > 1:
-            return [f"config field rope_theta: the {side} contradicts itself: {stated}"]
-    if not old_thetas and not thetas and still:
-        old_thetas = thetas = [1.0]  # both fall back on the same default
-    if not old_thetas or not (thetas or still):
-        return [f"config field rope_theta: source {old_thetas}, target {thetas}; both are needed"]
-    if any(fields not in kept for fields in rest or [{"rope_type": "default"}]):
-        return [f"config field rope_parameters: found {rest}; required {kept[0]}"]
-    theta, found = old_thetas[0], (thetas or old_thetas)[0]
-    if still:
-        return [] if found == theta else [f"config field rope_theta: found {found!r}; required {theta!r}"]
-    places = rotary.steady if pairs == list(range(len(pairs))) else _BY_FREQUENCY
-    if kept[0]["rope_type"] not in places:
-        return [f"config field rope_parameters: type {kept[0]['rope_type']!r} moves its frequencies"]
-    for i, place in enumerate(pairs):
-        # theta'^(-2 i'/key') = theta^(-2 i/key), solved for theta'.
-        if (place == 0) != (i == 0):
-            return [f"axis {axis.name}: rotary pair {i} sits at pair {place}, which turns with another frequency"]
-        required = theta ** float(Fraction(i * axis.new, axis.old * place)) if i else found
-        if abs(found - required) > 4 * 2.0**-52 * required:
-            return [
-                f"config field rope_theta: found {found!r}; required {required!r} = {theta!r} ^ "
-                f"({i} x {axis.new} / ({axis.old} x {place})), for rotary pair {i} to keep its frequency"
-            ]
-    return []
+def _numbers(name: str, old: Sequence[int], new: Any, layers: Sequence[int | None]) -> Iterator[str]:
+    required = [i for i, like in enumerate(likes(layers)) if like in old]
+    if new is None and not required:
+        return
+    if new is None or sorted(new) != required:
+        yield f"config field {name}: found {new!r}; required {required!r}"
+
+
+def _first(name: str, old: int, new: Any, layers: Sequence[int | None]) -> Iterator[str]:
+    required = sum(like < old for like in likes(layers))
+    if new != required:
+        yield f"config field {name}: found {new!r}; required {required!r}, the first layers of their kind"
+
+
+_BY_KIND = {"each": _each, "runs": _runs, "numbers": _numbers, "first": _first}

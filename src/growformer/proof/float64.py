@@ -18,13 +18,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from growformer.checkpoint.stock import stock_class
 from growformer.errors import SourceError, UncheckedError
 
 __all__ = [
     "Float64",
     "build64",
     "build64_from",
-    "model_class",
     "require_complete",
     "require_float64",
     "stock_config",
@@ -212,21 +212,13 @@ def stock_config(source: Path | Mapping[str, Any]) -> transformers.PreTrainedCon
         raise SourceError(f"No stock model config can be read from {name}: {error}") from error
 
 
-def model_class(config: transformers.PreTrainedConfig) -> Any:
-    """The stock class that config.json names; a checkpoint that names none is taken for a causal language model."""
-    for name in config.architectures or ():
-        named = getattr(transformers, name, None)
-        if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel):
-            return named
-    return transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-
-
 def stock_model(
     folder: Path | None = None,
     *,
     config: Mapping[str, Any] | None = None,
     tensors: Mapping[str, torch.Tensor] | None = None,
     dtype: torch.dtype | str = "auto",
+    fields: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> tuple[transformers.PreTrainedModel, dict[str, Any]]:
     """Load a checkpoint with its stock class, from a folder or from tensors under their on-disk names.
@@ -238,6 +230,7 @@ def stock_model(
         tensors: every tensor of the checkpoint, by on-disk name. Those that have the model's dtype already may share
             memory with it, so copy them first if the model's weights will change.
         dtype: dtype of the model; "auto" is the stored one.
+        fields: of the (text) config, to be other than config.json has them.
         options: further keywords of `from_pretrained`.
 
     Returns:
@@ -249,6 +242,8 @@ def stock_model(
         UncheckedError: the checkpoint is quantised, so its weights cannot be read as numbers.
     """
     stock = stock_config(folder if folder is not None else (config or {}))
+    for name, value in (fields or {}).items():
+        setattr(stock.get_text_config(), name, value)
     if getattr(stock, "quantization_config", None) is not None:
         raise UncheckedError(
             f"{folder or 'The given config'} is quantised ({stock.quantization_config}): its function cannot be "
@@ -257,7 +252,7 @@ def stock_model(
     state = None if tensors is None else dict(tensors)
     try:
         with _quiet():
-            model, report = model_class(stock).from_pretrained(
+            model, report = stock_class(stock).from_pretrained(
                 folder if state is None else None,
                 config=stock,
                 state_dict=state,
@@ -302,7 +297,7 @@ def require_float64(model: torch.nn.Module, what: str) -> None:
         )
 
 
-def build64(folder: Path) -> transformers.PreTrainedModel:
+def build64(folder: Path, fields: Mapping[str, Any] | None = None) -> transformers.PreTrainedModel:
     """Build a folder's stock model in true float64: weights, buffers and rotary tables.
 
     Attention and experts are eager, which every stock model has and which alone is transparent to the check. Upcasting
@@ -310,6 +305,7 @@ def build64(folder: Path) -> transformers.PreTrainedModel:
 
     Args:
         folder: a Hugging Face folder with config.json and safetensors files.
+        fields: of its (text) config, to be other than config.json has them (a shorter window).
 
     Returns:
         The model in eval mode. Run it inside `true_float64` as well: its forward pass casts too.
@@ -318,7 +314,7 @@ def build64(folder: Path) -> transformers.PreTrainedModel:
         SourceError: the folder is not a stock checkpoint in safetensors.
         UncheckedError: tensors are missing, unexpected, quantised, or were not read or computed in float64.
     """
-    return _build64(str(folder), folder=folder)
+    return _build64(str(folder), folder=folder, fields=fields)
 
 
 def build64_from(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> transformers.PreTrainedModel:

@@ -1,4 +1,4 @@
-"""Do two checkpoints compute the same function? Measured on logits, in true float64 and in the storage dtype.
+"""Do two checkpoints compute the same function? Measured on their outputs, in true float64 and in the storage dtype.
 
 Three claims, never mixed (design, section 6): the algebra in true float64 against one fixed bar; the stored file
 against its pull-back, in true float64 as well; and what the runtime shows in the storage dtype, against a noise floor
@@ -6,7 +6,6 @@ measured on the source alone.
 """
 
 import dataclasses
-import inspect
 import json
 import math
 import os
@@ -20,8 +19,18 @@ import torch
 import transformers
 
 from growformer import errors
-from growformer.errors import ChangedError, UncheckedError
+from growformer.errors import UncheckedError
+from growformer.proof.difference import (
+    Difference,
+    combine,
+    compare_logits,
+    compare_outputs,
+    require,
+    worst,
+)
 from growformer.proof.float64 import build64, stock_model, true_float64
+from growformer.proof.inputs import Batch, Inputs, as_batches
+from growformer.proof.outputs import Outputs, Reads, outputs
 
 __all__ = [
     "FLOOR_MULTIPLE",
@@ -31,51 +40,27 @@ __all__ = [
     "Runtime",
     "combine",
     "compare_logits",
-    "compare_old",
+    "compare_outputs",
     "fresh_process",
     "functional",
     "greedy",
+    "judged",
     "load_report",
-    "logits",
-    "logits64",
     "noise",
+    "outputs",
+    "outputs64",
     "require",
     "runtime",
+    "worst",
 ]
-
-Inputs = torch.Tensor | Mapping[str, torch.Tensor]
-"""Token ids [sequence, position], or a forward pass's keywords with the batch first (pixel_values, say)."""
 
 FLOOR_MULTIPLE = 2.0
 """A growth's runtime difference may be this many noise floors (design, section 6: 24 growths gave 0.64 to 1.10)."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Difference:
-    """How far the logits b are from the logits a.
-
-    Attributes:
-        max_abs: max|a-b| over all logits.
-        relative: max|a-b| / max|a|; infinite where b is not finite, or is masked where a is not.
-        rms: root mean square of a-b.
-        kl: mean over positions of KL(softmax(a) || softmax(b)), in nats.
-        top1_agree: fraction of positions whose largest logit is the same.
-        new_logits: columns that b has beyond a's vocabulary; they are not compared.
-        greedy: whether the greedy continuations agree, where they were run; reported, never judged.
-    """
-
-    max_abs: float
-    relative: float
-    rms: float
-    kl: float
-    top1_agree: float
-    new_logits: int = 0
-    greedy: bool | None = None
-
-
-@dataclasses.dataclass(frozen=True)
 class NoiseFloor:
-    """What the storage dtype alone does to the source's logits, as root-mean-square differences.
+    """What the storage dtype alone does to one of the source's outputs, as root-mean-square differences.
 
     Attributes:
         a: the source with its channels permuted (root mean square over the draws).
@@ -90,10 +75,10 @@ class NoiseFloor:
 
 @dataclasses.dataclass(frozen=True)
 class Runtime:
-    """Both models in their storage dtype, against the noise floor.
+    """One output of both models in their storage dtype, against the noise floor.
 
     Attributes:
-        difference: of the two models' logits.
+        difference: of the two models' outputs.
         floor: the noise floor it is judged by.
     """
 
@@ -113,152 +98,51 @@ class Runtime:
         return math.isfinite(self.difference.relative) and self.ratio <= FLOOR_MULTIPLE
 
 
-def combine(a: float, b: float) -> float:
-    """Two independent sources of noise as one: sqrt(a^2 + b^2)."""
-    return math.hypot(a, b)
-
-
-def _masked(x: torch.Tensor) -> torch.Tensor:
-    """Logits that a model masks out: minus infinity, or the lowest number of their dtype.
-
-    Counted as logits they would make max|a| so large that any change looked small.
-    """
-    return (x == torch.finfo(x.dtype).min) | (x == -math.inf)
-
-
-def compare_logits(a: torch.Tensor, b: torch.Tensor) -> Difference:
-    """Compare two models' logits, in float64 whatever their dtype.
-
-    Args:
-        a: the source's logits [batch, position, vocab] (any dims before the last), in the dtype the model gave.
-        b: the other's, of the same shape.
-
-    Returns:
-        The differences; infinite or NaN logits of b never count as equal to a number.
-
-    Raises:
-        UncheckedError: the shapes differ, or a is not finite or all zero, so that no comparison means anything.
-    """
-    if a.shape != b.shape or a.dim() < 2:
-        raise UncheckedError(f"Logits of shapes {list(a.shape)} and {list(b.shape)} cannot be compared entry by entry.")
-    largest = max_abs = squares = kl = 0.0
-    agree = compared = positions = 0
-    same_mask = True
-    # A few rows at a time: real vocabularies make each float64 temporary large.
-    rows = min(1024, max(1, (1 << 20) // max(1, a.shape[-1])))
-    for a_row, b_row in zip(*(torch.split(x.flatten(0, -2), rows) for x in (a, b)), strict=True):
-        open_ = ~_masked(a_row)
-        same_mask &= bool((open_ == ~_masked(b_row)).all())
-        x, y = a_row.double(), b_row.double()
-        if not bool(x[open_].isfinite().all()):
-            raise UncheckedError("The source's own logits are not finite, so nothing can be compared with them.")
-        difference = (x - y)[open_]
-        compared += difference.numel()
-        positions += len(x)
-        # torch.max propagates NaN, Python's max may not.
-        max_abs = float(torch.stack([difference.abs().max(), x.new_tensor(max_abs)]).max()) if len(difference) else 0.0
-        largest = max(largest, float(x[open_].abs().max()) if len(difference) else 0.0)
-        squares += float(difference.square().sum())
-        p, q = x.log_softmax(-1), y.log_softmax(-1)
-        kl += float(torch.where(p.exp() > 0, p.exp() * (p - q), 0.0).sum())
-        agree += int((x.argmax(-1) == y.argmax(-1)).sum())
-    if largest == 0:
-        raise UncheckedError("The source's logits are all zero (or there are none): every change of scale would pass.")
-    relative = max_abs / largest if same_mask and math.isfinite(max_abs) else math.inf
-    return Difference(max_abs, relative, math.sqrt(squares / compared), kl / positions, agree / positions)
-
-
-@torch.no_grad()
-def logits(
-    model: transformers.PreTrainedModel, tokens: Inputs, batch: int = 8, device: torch.device | None = None
-) -> torch.Tensor:
-    """A model's output, on the CPU, in the dtype in which the model gives it.
-
-    Args:
-        model: in eval mode.
-        tokens: [sequence, position] token ids (an encoder-decoder gets them on both sides), or other inputs by keyword;
-            those that are floating point are cast to the model's dtype.
-        batch: sequences per forward pass.
-        device: where the inputs go; None is where the model's first parameter is.
-
-    Returns:
-        [sequence, position, vocab] logits; the last hidden states of a model without a head.
-
-    Raises:
-        UncheckedError: the model gives neither.
-    """
-    inputs = {"input_ids": tokens} if isinstance(tokens, torch.Tensor) else dict(tokens)
-    if model.config.is_encoder_decoder and "input_ids" in inputs:
-        inputs.setdefault("decoder_input_ids", inputs["input_ids"])
-    device = device or model.device
-    inputs = {k: x.to(device, model.dtype if x.is_floating_point() else x.dtype) for k, x in inputs.items()}
-    # No cache, for it saves nothing in one pass; encoders do not take the keyword.
-    options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
-    parts = []
-    for chunk in zip(*(torch.split(x, batch) for x in inputs.values()), strict=True):
-        output = model(**dict(zip(inputs, chunk, strict=True)), **options)
-        values = output.get("logits", output.get("last_hidden_state"))
-        if values is None:
-            raise UncheckedError(f"{type(model).__name__} gives neither logits nor hidden states to compare.")
-        parts.append(values.cpu())
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def logits64(source: Path | Callable[[], transformers.PreTrainedModel], tokens: Inputs) -> torch.Tensor:
-    """The output, in true float64, of a folder's stock model, or of one that a function builds."""
+def outputs64(source: Path | Callable[[], transformers.PreTrainedModel], inputs: Inputs) -> dict[str, torch.Tensor]:
+    """Every output, in true float64, of a folder's stock model, or of one that a function builds."""
     # The model lives in this frame only, so it is gone before the next one is built.
     model = build64(source) if isinstance(source, Path) else source()
-    if not isinstance(tokens, torch.Tensor):
-        tokens = {name: x.double() if x.is_floating_point() else x for name, x in tokens.items()}
+    inputs = wide(inputs)
     with true_float64():
-        return logits(model, tokens)
+        return outputs(model, inputs)
 
 
-def compare_old(a: torch.Tensor, b: torch.Tensor) -> Difference:
-    """Compare over a's vocabulary: a grown vocabulary promises that the old logits stay, and says how many it adds."""
-    new = b.shape[-1] - a.shape[-1]
-    if new <= 0:
-        return compare_logits(a, b)
-    return dataclasses.replace(compare_logits(a, b[..., : a.shape[-1]]), new_logits=new)
+def wide(inputs: Inputs) -> Inputs:
+    """The inputs with numbers in float64, made outside `true_float64`, where a narrow one is no leak."""
+    return [
+        Batch(b.name, {name: x.double() if x.is_floating_point() else x for name, x in b.inputs.items()})
+        for b in as_batches(inputs)
+    ]
 
 
 def functional(
     src: Path | Callable[[], transformers.PreTrainedModel],
     out: Path | Callable[[], transformers.PreTrainedModel],
-    tokens: Inputs,
+    inputs: Inputs,
+    reads: Reads | None = None,
 ) -> Difference:
-    """Compare two checkpoints' logits in true float64 (the claims *algebra* and *stored*).
+    """Compare two checkpoints' outputs in true float64 (the claims *algebra* and *stored*).
 
     Never holds both models at once.
 
     Args:
         src: the source's folder, or a function that builds its model (`build64_from` on weights pulled back, say).
         out: the grown model's folder, or a function that builds it.
-        tokens: token ids, all in the source's vocabulary, or other inputs by keyword.
+        inputs: token ids, all in the source's vocabulary, or other inputs by keyword, or batches.
+        reads: the axes that grew, from the receipt, for outputs that live on one; without them an output that is wider
+            in the grown model is compared on its first channels.
 
     Returns:
-        The difference, over the source's vocabulary where the other's is larger.
+        The difference of the output that differs most, over the source's vocabulary where the other's is larger.
 
     Raises:
         UncheckedError: anything narrower than float64 took part, or the outputs cannot be compared.
     """
-    return compare_old(logits64(src, tokens), logits64(out, tokens))
+    return worst(compare_outputs(outputs64(src, inputs), outputs64(out, inputs), reads))
 
 
-def require(difference: Difference, bar: float, claim: str) -> None:
-    """Raise unless the relative difference is at or below the bar.
-
-    Raises:
-        ChangedError: naming the claim, the number found and the bar. NaN never passes.
-    """
-    if not difference.relative <= bar:
-        raise ChangedError(
-            f"{claim}: relative difference {difference.relative:.3g} (max|a-b| {difference.max_abs:.3g}), "
-            f"at most {bar:g} is allowed; top-1 agrees at {difference.top1_agree:.1%} of positions."
-        )
-
-
-def _stored_logits(folder: Path, tokens: Inputs, tensors: Mapping[str, torch.Tensor] | None = None) -> Any:
+def _stored(folder: Path, inputs: Inputs, tensors: Mapping[str, torch.Tensor] | None = None) -> dict[str, Any]:
+    """The outputs in the storage dtype; those of all batches under one name, for more numbers make a steadier floor."""
     if tensors is None:
         model, _ = stock_model(folder)
     else:
@@ -266,54 +150,80 @@ def _stored_logits(folder: Path, tokens: Inputs, tensors: Mapping[str, torch.Ten
         model, report = stock_model(config=config, tensors=tensors)
         if report["missing_keys"] or report["unexpected_keys"]:
             raise UncheckedError(f"A variant of {folder} for the noise floor lacks tensors or has others: {report}.")
-    return logits(model, tokens)
+    try:
+        found = outputs(model, inputs)
+    except RuntimeError:
+        # The fast kernels for experts refuse widths that do not fill 16 bytes; the plain ones take any.
+        model.set_experts_implementation("eager")
+        found = outputs(model, inputs)
+    joined: dict[str, list[torch.Tensor]] = {}
+    for name, value in found.items():
+        joined.setdefault(name.partition(",")[0], []).append(value.flatten(0, -2))
+    return {name: torch.cat(values) for name, values in joined.items()}
 
 
-def runtime(src: Path, out: Path, tokens: Inputs, floor: NoiseFloor) -> Runtime:
+def runtime(
+    src: Path,
+    out: Path,
+    inputs: Inputs,
+    floor: NoiseFloor | Mapping[str, NoiseFloor],
+    reads: Reads | None = None,
+) -> dict[str, Runtime]:
     """Compare two checkpoints as a user runs them: storage dtype, stock loading, default kernels.
 
     Args:
         src: the source's folder.
         out: the grown model's folder.
-        tokens: [sequence, position] token ids; real text where there is a tokenizer.
-        floor: from `noise`.
+        inputs: real text where there is a tokenizer; see `Inputs`.
+        floor: from `noise`, by output; or one for all.
+        reads: see `functional`.
 
     Returns:
-        The difference and its ratio to the floor; ask `.passed`.
+        Each output's difference and its ratio to the floor; ask `judged(...).passed`.
     """
-    return Runtime(compare_old(_stored_logits(src, tokens), _stored_logits(out, tokens)), floor)
+    found = compare_outputs(_stored(src, inputs), _stored(out, inputs), reads)
+    return {name: Runtime(d, floor if isinstance(floor, NoiseFloor) else floor[name]) for name, d in found.items()}
+
+
+def judged(results: Mapping[str, Runtime]) -> Runtime:
+    """The output that decides: one that fails where any does, else the one with the largest ratio."""
+    return max(results.values(), key=lambda result: (not result.passed, result.ratio))
 
 
 def noise(
     src: Path,
-    tokens: Inputs,
+    inputs: Inputs,
     permuted: Iterable[Mapping[str, torch.Tensor]],
     rounded: Mapping[str, torch.Tensor],
-    restore: Callable[[torch.Tensor, int], torch.Tensor] = lambda output, draw: output,
-) -> NoiseFloor:
-    """Measure what the storage dtype does to the source's logits when nothing about its function changes.
+    restore: Callable[[Outputs, Outputs, int], Outputs] = lambda base, found, draw: found,
+) -> dict[str, NoiseFloor]:
+    """Measure what the storage dtype does to the source's outputs when nothing about its function changes.
 
     Args:
         src: the source's folder.
-        tokens: [sequence, position] token ids, the same as for `runtime`.
+        inputs: the same as for `runtime`.
         permuted: whole checkpoints (on-disk names, storage dtype, the source's shapes) that differ from the source by
             the order of residual and MLP channels; consumed one at a time.
         rounded: the source with each tensor that the growth rounds multiplied by its factor, rounded, divided back.
-        restore: puts the output of a draw back in order: a model without a head gives its permuted channels.
+        restore: given the source's outputs, those of a draw and its number, puts these back in order: hidden states
+            come out with their channels permuted.
 
     Returns:
-        a (root mean square over the draws), b, and their combination.
+        For each output a (root mean square over the draws), b, and their combination.
 
     Raises:
         UncheckedError: no draws, or a variant does not hold exactly the source's tensors.
     """
-    base = _stored_logits(src, tokens)
-    draws = [compare_logits(base, restore(_stored_logits(src, tokens, draw), i)).rms for i, draw in enumerate(permuted)]
+    base = _stored(src, inputs)
+    draws = [compare_outputs(base, restore(base, _stored(src, inputs, draw), i)) for i, draw in enumerate(permuted)]
     if not draws:
         raise UncheckedError("A noise floor needs at least one permuted draw of the source; none was given.")
-    a = math.sqrt(sum(draw * draw for draw in draws) / len(draws))
-    b = compare_logits(base, _stored_logits(src, tokens, rounded)).rms
-    return NoiseFloor(a, b, combine(a, b))
+    once = compare_outputs(base, _stored(src, inputs, rounded))
+    floors = {}
+    for name in base:
+        a = math.sqrt(sum(draw[name].rms ** 2 for draw in draws) / len(draws))
+        floors[name] = NoiseFloor(a, once[name].rms, combine(a, once[name].rms))
+    return floors
 
 
 def greedy(folder: Path, prompt: str | list[int], n: int) -> list[int]:
@@ -346,7 +256,9 @@ def load_report(folder: Path) -> dict[str, Any]:
     model, report = stock_model(folder)
     result: dict[str, Any] = {kind: sorted(map(str, keys)) for kind, keys in report.items()}
     head = model.get_output_embeddings()
-    tied = None if head is None else head.weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
+    tied = None
+    if head is not None and getattr(head, "weight", None) is not None:
+        tied = head.weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
     return {**result, "tied": tied, "dtype": str(model.dtype), "parameters": model.num_parameters()}
 
 

@@ -14,10 +14,27 @@ import torch
 from torch import Tensor
 
 from growformer.algebra.factor import ONE, Factor
-from growformer.algebra.pattern import Atom, Dim
-from growformer.proof.facts import MEAN, NONE, Axis, Facts
+from growformer.algebra.family import OUTSIDE
+from growformer.algebra.pattern import WILD, Atom, Dim, NamePattern
+from growformer.proof.axes import MEAN, NONE, Axis
+from growformer.proof.facts import Facts
 
 REACHED, SHUT, OPEN = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Where:
+    """The tensor that an axis stands in.
+
+    Attributes:
+        at: its name.
+        last: it stands in the last of its layers, or in none.
+        split: what the old gains of queries, or of keys, are multiplied by, for the two factors have one product only.
+    """
+
+    at: NamePattern
+    last: bool = True
+    split: Factor = ONE
 
 
 @dataclass(frozen=True)
@@ -44,6 +61,12 @@ class Places:
     weight: Tensor
     pull: Tensor
 
+    @classmethod
+    def whole(cls, size: int) -> Places:
+        """A dim that stays as it is."""
+        axis = Axis.identity("", size)
+        return _places(axis, (ONE,), _ones(axis), False, REACHED)
+
     @property
     def new(self) -> int:
         return len(self.source)
@@ -56,11 +79,17 @@ class Places:
     def sums(self) -> bool:
         return self.equations < int((self.equation >= 0).sum())
 
-    def cut(self, rows: slice) -> Places:
+    def cut(self, rows: slice | Tensor) -> Places:
         """The places of some of the new indices."""
         cut = (x[rows] for x in (self.source, self.state, self.factor, self.equation, self.weight, self.pull))
         source, state, factor, equation, weight, pull = cut
         return Places(self.old, source, state, self.factors, factor, equation, weight, pull)
+
+    def of(self, old: int) -> Places:
+        """The places of what comes from one old index alone, as a dim of its own."""
+        mine = self.cut((self.source == old).nonzero().flatten())
+        zeros = torch.zeros_like(mine.source)
+        return replace(mine, old=1, source=zeros, equation=zeros)
 
     @property
     def simple(self) -> bool:
@@ -94,57 +123,116 @@ def _places(
     taken = source != NONE
     pull = torch.where(axis.reached, pull, 0.0)
     equation = torch.where(taken, source if sums else taken.cumsum(0) - 1, NONE)
-    weight = pull if sums else torch.ones(axis.new, dtype=torch.float64)
+    weight = pull if sums else _ones(axis)
     factors = (ONE,) if sums else tuple(factors)
     factor = torch.zeros_like(axis.factor) if len(factors) == 1 else axis.factor
     return Places(axis.old, source, state, factors, factor, equation, weight, pull)
 
 
-def _number(size: int) -> Places:
-    axis = Axis.identity("", size)
-    return _places(axis, (ONE,), torch.ones(size, dtype=torch.float64), False, REACHED)
+def _ones(axis: Axis) -> Tensor:
+    return torch.ones(axis.new, dtype=torch.float64)
 
 
-def atom_places(facts: Facts, atom: Atom, gain: Factor | None = None) -> Places:
+def atom_places(facts: Facts, atom: Atom, where: Where, wild: int = 0) -> Places:
     """How one axis stands in a tensor.
 
     Args:
         facts: the receipt's axes and what follows.
         atom: the axis, the stand and the role.
-        gain: the factor to try where the tensor is a gain of q or k, whose product alone is fixed.
+        where: the tensor.
+        wild: the size of a dim that stays as the checkpoint has it.
+
+    Raises:
+        ValueError: no rule covers this.
     """
-    if isinstance(atom.axis, int):
-        return _number(atom.axis)
-    axis, family = facts.axes[atom.axis], facts.family
-    normed, attention = facts.normed(axis.name), family.attention
-    heads = axis.name in (attention.heads, attention.kv_heads)
-    c, backs = axis.scale, floats(axis.backs)
+    if isinstance(atom.axis, int) or atom.axis == WILD:
+        return Places.whole(wild if atom.axis == WILD else int(atom.axis))
+    axis = facts.axes[atom.axis]
+    if axis.name in OUTSIDE:
+        return _places(axis, (ONE,), _ones(axis), False, OPEN)
+    return _BY_STAND[atom.stand](facts, axis, atom, where)
+
+
+def _write(facts: Facts, axis: Axis, atom: Atom, where: Where) -> Places:
+    attending, norms = facts.attending, facts.norms
+    if axis.name in attending.keys and atom.role == "k" and not attending.normed(axis.name):
+        # Of the two sides of the dot product, keys are the one that reads (arXiv 2308.06103, eq. 17 to 19).
+        return _reads(axis, attending.growth(axis.name) / axis.scale, axis.closed == "readers", OPEN)
+    factor = axis.scale * norms.spread(atom.role, axis.name)
+    if axis.name in facts.family.streams:
+        factor = factor * norms.power(atom.role)
+    shut = norms.reads(atom.role, axis.name) or (axis.closed == "writers" and not attending.unseen(atom))
+    return _places(axis, [f * factor for f in axis.factors], floats(axis.backs) / float(factor), shut, REACHED)
+
+
+def _read(facts: Facts, axis: Axis, atom: Atom, where: Where) -> Places:
+    if axis.means and facts.norms.raw(axis.name, where.at, atom.role):
+        raise ValueError(f"axis {axis.name}: a mean is carried past a reader that is no norm")
+    take = facts.norms.taken(axis.name, where.at, atom.role) * facts.share(axis.name)
+    shut = axis.closed == "readers" or facts.attending.sharing(axis.name)
+    return _reads(axis, take, shut and facts.family.norm_over(axis.name) is None, OPEN)
+
+
+def _reads(axis: Axis, take: Factor, shut: bool, means: int) -> Places:
     coefficient = floats(axis.factors)[axis.factor]
-    if atom.stand == "gain":
-        factor = gain if gain is not None else facts.gain(atom.role, axis)
-        places = _places(axis, (factor,), backs * coefficient / float(factor), False, OPEN)
-        if axis.name == facts.key:
-            # Copies of keys are heard by nobody: the gain of k shuts them after the norm has counted them.
-            unheard = axis.reached & torch.tensor([back is None for back in axis.backs])
-            state = torch.where(unheard, SHUT if atom.role == "k" else OPEN, places.state)
-            source = torch.where(unheard, NONE, places.source)
-            equation = torch.where(source == NONE, NONE, (source != NONE).cumsum(0) - 1)
-            return replace(places, state=state, source=source, equation=equation)
-        return places
-    if atom.stand == "shift":
-        factor = facts.shift(atom.role, axis)
-        return _places(axis, [f * factor for f in axis.factors], backs / float(factor), True, SHUT)
-    reads_key = axis.name == facts.key and atom.role == "k" and not normed
-    if atom.stand == "write" and not reads_key:
-        # Scores of a new head see nothing but its own values, so q and k of it are free whichever side is closed.
-        unseen = axis.name == attention.kv_heads or (heads and atom.role in ("q", "k"))
-        shut = normed or (axis.closed == "writers" and not unseen)
-        return _places(axis, [f * c for f in axis.factors], backs / float(c), shut, REACHED)
-    take = ONE / c if not normed else ONE  # a norm's gain has taken c back before anyone reads
-    if reads_key:
-        take = take * facts.key_growth
-    shut = axis.closed == "readers" and not normed
-    return _places(axis, [take / f for f in axis.factors], coefficient / float(take), shut, OPEN, sums=axis.copied)
+    factors = [take / f for f in axis.factors]
+    return _places(axis, factors, coefficient / float(take), shut, means, sums=axis.copied)
+
+
+def _gain(facts: Facts, axis: Axis, atom: Atom, where: Where) -> Places:
+    norm, role = facts.family.norms.get(atom.role or ""), str(atom.role)
+    if norm is None:
+        if axis.means and not facts.weighed(atom):
+            raise ValueError(f"axis {axis.name}: {role} scales its channels one by one, which no mean passes")
+        return _scaled(axis, ONE, SHUT)  # to one; what stands before it carries the mean behind it
+    if axis.name != norm.axes[-1]:
+        return _by_head(facts, axis, atom)
+    if axis.name not in facts.attending.keys:
+        return _scaled(axis, facts.norms.gain(role, where.at, where.last))
+    return _heard(_scaled(axis, where.split), axis, atom)
+
+
+def _shift(facts: Facts, axis: Axis, atom: Atom, where: Where) -> Places:
+    norm, role = facts.family.norms.get(atom.role or ""), str(atom.role)
+    if norm is None:
+        raise ValueError(f"axis {axis.name}: a shift in the role {role}, which is no norm; not covered")
+    if axis.name != norm.axes[-1]:
+        return _by_head(facts, axis, atom)
+    if axis.name in facts.attending.keys:
+        # Added behind the gain, it is to queries and keys what the gained vector is.
+        return _heard(_scaled(axis, where.split * facts.attending.carried(role, axis.name)), axis, atom)
+    factor = facts.norms.shift(role, where.at, where.last)
+    means = SHUT if norm.output == "branch" else REACHED
+    return _places(axis, [f * factor for f in axis.factors], floats(axis.backs) / float(factor), True, means)
+
+
+def _by_head(facts: Facts, axis: Axis, atom: Atom) -> Places:
+    """Gains and shifts that each head has for itself."""
+    if not facts.attending.heads(axis.name):
+        raise ValueError(f"axis {axis.name}: a gain or shift of norm {atom.role}, which does not read it; not covered")
+    return _scaled(axis, ONE)
+
+
+def _scaled(axis: Axis, factor: Factor, means: int = OPEN) -> Places:
+    """What multiplies channel by channel: one factor for all, and anything where nothing arrives."""
+    pull = floats(axis.backs) * floats(axis.factors)[axis.factor] / float(factor)
+    return _places(axis, (factor,), pull, False, means)
+
+
+def _heard(places: Places, axis: Axis, atom: Atom) -> Places:
+    """Copies of keys are heard by nobody: gain and shift of k shut them after the norm has counted them.
+
+    Where nothing arrives at all, the shift of k is shut too, for the shift of q is free there.
+    """
+    unheard = torch.tensor([back is None for back in axis.backs], dtype=torch.bool)
+    mute = unheard if atom.stand == "shift" else unheard & axis.reached
+    state = torch.where(mute, SHUT if atom.role == "k" else OPEN, places.state).to(torch.uint8)
+    source = torch.where(unheard, NONE, places.source)
+    equation = torch.where(source == NONE, NONE, (source != NONE).cumsum(0) - 1)
+    return replace(places, state=state, source=source, equation=equation)
+
+
+_BY_STAND = {"write": _write, "read": _read, "gain": _gain, "shift": _shift}
 
 
 def dim_places(dim: Dim, of: Callable[[Atom], Places]) -> Places:

@@ -3,21 +3,24 @@
 import dataclasses
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from growformer.errors import UncheckedError
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Probe", "probe_tokens"]
+__all__ = ["Tokens", "position_limits", "probe_tokens"]
+
+_POSITIONS = ("max_position_embeddings", "max_target_positions", "max_seq_len")
+"""Config fields that limit a sequence of tokens."""
 
 # Any one of these makes a tokenizer; without one, AutoTokenizer may still build an empty one from the config alone.
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 
 
 @dataclasses.dataclass(frozen=True)
-class Probe:
+class Tokens:
     """Token ids for a comparison.
 
     Attributes:
@@ -50,13 +53,19 @@ def _text_ids(folder: Path, vocab: int) -> tuple[list[int], str]:
     return ids, ""
 
 
-def probe_tokens(folder: Path, batch: int, length: int, seed: int) -> Probe:
+def position_limits(config: Any) -> list[int]:
+    """How many positions the model has, by each field of its (text) config that says so."""
+    found = [getattr(config, name, None) for name in _POSITIONS]
+    return [limit for limit in found if isinstance(limit, int)]
+
+
+def probe_tokens(folder: Path, batch: int, length: int, seed: int) -> Tokens:
     """Choose tokens to compare two models on, from the source's folder.
 
     Args:
         folder: a Hugging Face folder with config.json.
         batch: sequences.
-        length: positions of each; clipped to the model's max_position_embeddings.
+        length: positions of each; clipped to what the model has.
         seed: picks where in the text each sequence starts, or the random tokens. The same seed gives the same tokens
             on every machine.
 
@@ -78,11 +87,14 @@ def probe_tokens(folder: Path, batch: int, length: int, seed: int) -> Probe:
             f"{folder} is a {config.model_type} without a vocabulary: it cannot be compared on tokens. Give its own "
             "kind of input to growformer.proof.functional instead."
         )
-    length = min(length, getattr(config, "max_position_embeddings", None) or length)
+    # RoBERTa counts positions from behind the padding token's id; leaving as many unused costs the others nothing.
+    pad = config.pad_token_id
+    unused = pad + 1 if isinstance(pad, int) and 0 <= pad <= 2 else 0
+    length = min([length, *(max(1, limit - unused) for limit in position_limits(config))])
     generator = torch.Generator().manual_seed(seed)
     ids, reason = _text_ids(folder, vocab)
     if not ids:
-        return Probe(torch.randint(vocab, (batch, length), generator=generator), "random", reason)
+        return Tokens(torch.randint(vocab, (batch, length), generator=generator), "random", reason)
     text = torch.tensor(ids)
     starts = torch.randint(len(ids), (batch, 1), generator=generator)
-    return Probe(text[(starts + torch.arange(length)) % len(ids)], "text")
+    return Tokens(text[(starts + torch.arange(length)) % len(ids)], "text")

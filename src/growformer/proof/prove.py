@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from growformer.checkpoint import size_text
 from growformer.proof.case import Case, stored_bytes
@@ -12,6 +12,9 @@ from growformer.proof.claim_alive import alive, new_entries
 from growformer.proof.claim_float64 import Outputs, algebra, stored
 from growformer.proof.claim_runtime import runtime
 from growformer.proof.claims import Claim, Proof
+
+if TYPE_CHECKING:
+    from growformer.proof.certificate import Certificate
 
 __all__ = ["LEVELS", "Case", "new_entries", "prove"]
 
@@ -25,6 +28,7 @@ def prove(
     say: Callable[[str], None] = lambda text: None,
     *,
     memory: int | None = None,
+    certificate: Certificate | None = None,
 ) -> Proof:
     """Check every claim of a growth.
 
@@ -34,13 +38,14 @@ def prove(
             what needs them whole (runtime, alive) is left out and says so.
         say: told what is being checked.
         memory: bytes that models may take; None is half of what is free.
+        certificate: the structural one, where it is there already.
 
     Returns:
         The proof; ask `raise_if_changed` or `exit_code`.
     """
     measured: dict[str, Any] = {}
     say("structure")
-    structure = _structure(case, measured)
+    structure = _structure(case, certificate, measured)
     room = memory if memory is not None else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     why = _too_large(case, room)
     if not structure.passed:
@@ -50,18 +55,18 @@ def prove(
     if level == "auto" and why:
         return _only(structure, f"{why}; --prove full checks algebra and stored from disk", measured)
 
+    from growformer.proof.inputs import probe_inputs
     from growformer.proof.offload import BLOCK
-    from growformer.proof.probe import probe_tokens
 
-    probe = probe_tokens(case.source, batch=4, length=128, seed=0)
-    measured["probe"] = {"kind": probe.kind, "tokens": list(probe.tokens.shape)}
+    probe = probe_inputs(case.source, batch=4, length=128, seed=0)
+    measured["probe"] = {"kind": probe.kind, "reason": probe.reason, "inputs": probe.shapes}
     measured["from_disk"] = bool(why)
-    outputs = Outputs(case, probe.tokens, max(1, min(BLOCK, room // 4)) if why else None)
+    outputs = Outputs(case, probe.batches, max(1, min(BLOCK, room // 4)) if why else None)
     checks: dict[str, Callable[[], Claim]] = {
         "loads": lambda: _loads(case, room, measured),
         "algebra": lambda: algebra(outputs, measured),
         "stored": lambda: stored(outputs, measured),
-        "runtime": lambda: _left_out("runtime", why) if why else runtime(case, probe.tokens, measured),
+        "runtime": lambda: _left_out("runtime", why) if why else runtime(case, probe.batches, measured),
         "alive": lambda: _left_out("alive", why) if why else alive(case, measured),
     }
     claims = [structure]
@@ -87,11 +92,12 @@ def _too_large(case: Case, room: int) -> str:
     return f"both models in float64 take {size_text(need)}, and {size_text(room)} may be used" if need > room else ""
 
 
-def _structure(case: Case, measured: dict[str, Any]) -> Claim:
+def _structure(case: Case, certificate: Certificate | None, measured: dict[str, Any]) -> Claim:
     from growformer.proof.certificate import certify
 
-    with case.open() as (source, target):
-        certificate = certify(**case.told(source, target))
+    if certificate is None:
+        with case.open() as (source, target):
+            certificate = certify(**case.told(source, target))
     measured["structure"] = {"tensors": certificate.tensors, **certificate.counts}
     counts = certificate.counts
     found = (

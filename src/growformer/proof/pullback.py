@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from growformer.algebra.factor import Factor
+from growformer.algebra.factor import ONE, Factor
 from growformer.algebra.family import Family
 from growformer.errors import ChangedError
-from growformer.proof.certificate import Sides
-from growformer.proof.equations import Tensors, half_ulp, pull_back
+from growformer.proof.certificate import LayerMap, Placed, Sides
+from growformer.proof.equations import Slabs, Tensors, half_ulp, pull_back
 
 __all__ = ["PulledBack", "within_one_rounding"]
 
@@ -30,7 +30,7 @@ class PulledBack:
         self,
         family: Family,
         axes: Mapping[str, Mapping[str, Any]],
-        layers: Sequence[int | None],
+        layers: LayerMap | Sequence[int | None],
         source: Tensors,
         target: Tensors,
         source_config: Mapping[str, Any],
@@ -42,10 +42,13 @@ class PulledBack:
         tensors = {} if self._sides.failures else self._sides.check_names()
         if self._sides.failures:
             raise ChangedError("nothing can be pulled back:\n  " + "\n  ".join(self._sides.failures))
-        self._gains: dict[str, Factor] = {}
-        for q, k in self._sides.pairs(tensors):
-            self._gains |= {name: factor for name, (factor, _) in self._sides.check_qk(q, k).items()}
-        self._of = {tensor.source: tensor for tensor in tensors.values() if tensor.source is not None}
+        self._splits: dict[str, Factor] = {}
+        for layer in self._sides.pairs(tensors):
+            self._splits |= {name: factor for name, (factor, _) in self._sides.check_qk(layer).items()}
+        self._of: dict[str, Placed] = {}
+        for tensor in tensors.values():  # of copies, the first
+            if tensor.source is not None:
+                self._of.setdefault(tensor.source, tensor)
 
     @property
     def names(self) -> list[str]:
@@ -59,8 +62,12 @@ class PulledBack:
 
     def read(self, name: str, rows: slice | None = None) -> Tensor:
         tensor = self._of[name]
-        places = self._sides.places(tensor, self._gains.get(tensor.name))
-        return pull_back(places, self._sides.target, tensor.name, rows)
+        sides, offset = self._sides, self._sides.offset(tensor)
+        places = sides.places(tensor, self._splits.get(tensor.name, ONE))
+        if len(tensor.copies) < 2:
+            return pull_back(places, sides.target, tensor.name, rows, offset)
+        together = sides.stacked(tensor, places)
+        return pull_back(together, Slabs(sides.target, tensor.copies), tensor.name, rows, offset).squeeze(-1)
 
 
 def within_one_rounding(source: Tensor, pulled: Tensor, factor: Factor | None = None) -> Tensor:

@@ -7,6 +7,7 @@ The request is the first argument or, without one, standard input: {"command": .
     greedy       {folder, prompt, n}           -> {ids}
     load_report  {folder}                      -> see growformer.proof.functional.load_report
 
+tokens: ids, or other inputs by keyword, or batches (see growformer.proof.inputs), as nested lists.
 A GrowformerError comes back as {"error": class name, "message": text} and its exit code.
 """
 
@@ -31,15 +32,15 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     if request.get("command") not in COMMANDS:
         raise UncheckedError(f"The worker knows {', '.join(COMMANDS)}; it was asked: {request}.")
     # Seconds of imports, so not before the request is known to make sense.
-    import torch
-
     from growformer.proof import functional
+    from growformer.proof.inputs import from_json
 
     match request:
         case {"command": "functional", "src": src, "out": out, "tokens": tokens}:
-            return dataclasses.asdict(functional.functional(Path(src), Path(out), torch.tensor(tokens)))
+            return dataclasses.asdict(functional.functional(Path(src), Path(out), from_json(tokens)))
         case {"command": "runtime", "src": src, "out": out, "tokens": tokens, "floor": floor}:
-            result = functional.runtime(Path(src), Path(out), torch.tensor(tokens), functional.NoiseFloor(**floor))
+            floors = functional.NoiseFloor(**floor)
+            result = functional.judged(functional.runtime(Path(src), Path(out), from_json(tokens), floors))
             return {**dataclasses.asdict(result), "ratio": result.ratio, "passed": result.passed}
         case {"command": "greedy", "folder": folder, "prompt": prompt, "n": n}:
             return {"ids": functional.greedy(Path(folder), prompt, n)}

@@ -1,0 +1,158 @@
+"""The facts a family states of its architecture: norms, attention, rotary positions, experts, heads that are tied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A norm over an axis. Its role in patterns is its key in `Family.norms`.
+
+    Attributes:
+        axis: the axis whose channels it reads; several: their product (one norm over the queries of all heads).
+        kind: "rms" or "layer" (which subtracts the mean).
+        eps: the config field that holds its eps, or the number that stands in the code.
+        gain: what the stored gain w multiplies by: "w", "1+w" (Gemma, Nemotron), or None where there is no gain, so
+            that whatever a gain would take up falls to what reads the axis.
+        output: where it goes: "branch" (to the readers of the axis), "added" (back onto the stream: a norm on a
+            branch's output, which also closes a new layer), or "stream" (it is the stream: an embedding norm, a
+            post-norm).
+    """
+
+    axis: str | tuple[str, ...]
+    kind: Literal["rms", "layer"]
+    eps: str | float
+    gain: Literal["w", "1+w"] | None = "w"
+    output: Literal["branch", "added", "stream"] = "branch"
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        return (self.axis,) if isinstance(self.axis, str) else self.axis
+
+    @property
+    def offset(self) -> int:
+        """What is added to the stored gain."""
+        return int(self.gain == "1+w")
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotary positions over (the first channels of) one axis of the dot product.
+
+    Attributes:
+        axis: the axis whose channels turn.
+        layout: "half": channel i turns with channel i + n/2; "interleaved": channel 2i with 2i + 1.
+        partial: the older key of rope_parameters.partial_rotary_factor where only the first channels turn, by that
+            fraction, under every rope type ("partial_rotary_factor", "rotary_pct"); empty: all channels turn.
+        turned: the config field that counts the channels that turn (GPT-J's rotary_dim), in place of a fraction.
+        steady: rope types whose frequencies theta^(-2i/n) stay where they are under theta' = theta^(n'/n).
+        inside: those of them for which that holds only up to max_position_embeddings.
+    """
+
+    axis: str = "key"
+    layout: Literal["half", "interleaved"] = "half"
+    partial: str = ""
+    turned: str = ""
+    steady: tuple[str, ...] = ("default", "linear", "llama3", "yarn", "dynamic")
+    inside: tuple[str, ...] = ("dynamic",)
+
+    @property
+    def whole(self) -> bool:
+        """All channels of the axis turn."""
+        return not self.partial and not self.turned
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Facts of attention. Query, key and value tensors carry the roles q, k and v.
+
+    Attributes:
+        heads: the axis of query heads.
+        kv_heads: the axis of key/value heads where it is another one (head h reads head h // (heads / kv_heads) of it).
+        group: the axis of a key/value head's query heads, where patterns write heads as (kv_heads group).
+        key: the axes that the dot product sums over.
+        value: the axis of a head's values.
+        scaled: scores are divided by the square root of the sizes of `key`, summed.
+        rotary: rotary positions, or None.
+        alibi: how the slopes of linear biases follow from the number of heads, or None.
+    """
+
+    heads: str = "heads"
+    kv_heads: str | None = None
+    group: str | None = None
+    key: tuple[str, ...] = ("key",)
+    value: str = "value"
+    scaled: bool = True
+    rotary: Rotary | None = None
+    alibi: Literal["bloom", "mpt"] | None = None
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A mixture of experts.
+
+    Attributes:
+        axis: the axis of the routed experts. Patterns put it where it is written (router, the experts' inner units) or
+            read (what the experts give is summed over it).
+        chosen: the config field of how many experts a token takes.
+        groups: config fields that count groups of experts, all and chosen.
+        requires: config fields, with values, without which copies of experts would change the function.
+    """
+
+    axis: str = "experts"
+    chosen: str = "num_experts_per_tok"
+    groups: tuple[str, ...] = ()
+    requires: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Power:
+    """A tensor's output is multiplied, in the code, by the size of an axis to this power (Gemma: hidden to 1/2)."""
+
+    axis: str
+    exponent: Fraction
+
+
+@dataclass(frozen=True)
+class Tied:
+    """A head that may share the embedding's tensor.
+
+    Attributes:
+        head, embedding: tensor names on disk.
+        norm: the role of the norm that the head reads.
+        field: the config field that ties them.
+        layer: the layer axis in whose last layer that norm is, where it is a layer's (BART); empty: it is one tensor.
+    """
+
+    head: str
+    embedding: str
+    norm: str
+    field: str = "tie_word_embeddings"
+    layer: str = ""
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Axes that cannot grow, or cannot while config fields have other values than these.
+
+    Attributes:
+        axes: their names.
+        reason: why, as the rest of a sentence that begins with the request.
+        unless: config fields with the values under which they can; empty: never.
+    """
+
+    axes: tuple[str, ...]
+    reason: str
+    unless: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Divides:
+    """A rule of the config class: `over` must be a multiple of `by`."""
+
+    by: str
+    over: str

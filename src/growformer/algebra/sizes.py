@@ -1,0 +1,71 @@
+"""Where a config says how large an axis is, and how its fields are read and written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Field:
+    """A size that is a config field; `default` says what it is where the config holds null or nothing.
+
+    `name` may have dots: "text_config.hidden_size".
+    """
+
+    name: str
+    default: Ratio | Times | Field | None = None
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A size that no field holds: one field divided by another (GPT-2's head size n_embd / n_head)."""
+
+    over: str
+    by: str
+
+
+@dataclass(frozen=True)
+class Times:
+    """A size that is a multiple of a field (GPT-2's n_inner = 4 n_embd where it is null).
+
+    `times` may be a field as well (DINOv2's mlp_ratio).
+    """
+
+    times: int | str
+    field: str
+
+
+Size = Field | Ratio | Times
+
+
+def lookup(config: Mapping[str, Any], name: str) -> Any:
+    """The value of a config field; dots lead into parts of the config. None where there is none."""
+    value: Any = config
+    for part in name.split("."):
+        if not isinstance(value, Mapping):
+            return None
+        value = value.get(part)
+    return value
+
+
+def assigned(config: Mapping[str, Any], name: str, value: Any) -> dict[str, Any]:
+    """The config with one field, whose name may have dots, set to `value`; the rest is shared."""
+    first, _, rest = name.partition(".")
+    out = dict(config)
+    inner = out.get(first)
+    out[first] = assigned(inner if isinstance(inner, Mapping) else {}, rest, value) if rest else value
+    return out
+
+
+def fields_of(size: Size | None) -> set[str]:
+    """Every config field that a size is made of."""
+    match size:
+        case Field():
+            return {size.name} | fields_of(size.default)
+        case Ratio():
+            return {size.over, size.by}
+        case Times():
+            return {size.field} | ({size.times} if isinstance(size.times, str) else set())
+    return set()

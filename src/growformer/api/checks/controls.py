@@ -1,0 +1,242 @@
+"""Rules broken on purpose, in grown folders and in literals: what no check notices, no check proves."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from growformer.algebra import ONE, Family, lookup
+from growformer.checkpoint import RECEIPT, TensorFiles, sha256
+from growformer.checkpoint.stock import full_config
+from growformer.planning import Plan
+from growformer.planning.plan import Block, TensorPlan
+
+if TYPE_CHECKING:
+    import torch
+
+    from growformer.proof.floor import Layout
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A grown folder in which one rule is broken; its receipt has the right hashes."""
+
+    rule: str
+    where: str
+    folder: Path
+
+
+def broken_folders(family: Family, plan: Plan, out: Path, root: Path) -> Iterator[Broken]:
+    """Copies of a grown folder, each with one rule broken.
+
+    Args:
+        family: as the source's config has it.
+        plan: that `out` was made by.
+        out: the grown folder.
+        root: where to put the copies.
+    """
+    found = (_closed(family, plan), _factor(family, plan, gain=True), _factor(family, plan, gain=False))
+    tampers = [tamper for tamper in found if tamper is not None]
+    tampers += [*_swaps(family, plan, out), *_eps(family, plan)]
+    for number, (rule, where, change) in enumerate(tampers):
+        folder = root / f"{out.name}-broken-{number}"
+        shutil.copytree(out, folder)
+        change(folder)
+        yield Broken(rule, where, folder)
+
+
+_Tamper = tuple[str, str, Callable[[Path], None]]
+
+
+def _tensor(name: str, change: Callable[[torch.Tensor], None]) -> Callable[[Path], None]:
+    def run(folder: Path) -> None:
+        def one(tensors: dict[str, torch.Tensor]) -> None:
+            change(tensors[name])
+
+        _rewrite(folder, one)
+
+    return run
+
+
+def _rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    """Change a folder's tensors, all of which stand in one file, and what the receipt says of it."""
+    from safetensors.torch import save_file
+
+    with TensorFiles.open(folder) as files:
+        tensors = {name: files.read(name).clone() for name in files.names}
+        (path,) = files.files
+    change(tensors)
+    save_file({name: x.contiguous() for name, x in tensors.items()}, path, metadata={"format": "pt"})
+    _sign(folder, path)
+
+
+def _sign(folder: Path, path: Path) -> None:
+    receipt = json.loads((folder / RECEIPT).read_text(encoding="utf-8"))
+    receipt["target"]["files"][path.name] = sha256(path)
+    (folder / RECEIPT).write_text(json.dumps(receipt), encoding="utf-8")
+
+
+def _box(block: Block) -> tuple[slice, ...]:
+    return tuple(slice(a, a + n) for a, n in zip(block.start, block.shape, strict=True))
+
+
+def _closed(family: Family, plan: Plan) -> _Tamper | None:
+    """Fill one closed entry of an old layer's weight; the row of a token may be one that no input has."""
+
+    def order(tensor: TensorPlan) -> tuple[bool, bool, int]:
+        inside = any(f"{{{axis}}}" in tensor.pattern for axis in family.layers)
+        return tensor.source is None, not inside, -len(tensor.dims)
+
+    for tensor in sorted(plan.tensors, key=order):
+        block = next((b for b in tensor.blocks() if b.source is None and not b.free), None)
+        if block is None or not tensor.dims:
+            continue
+
+        def fill(x: torch.Tensor, at: tuple[int, ...] = block.start) -> None:
+            x[at] += 0.5
+
+        return "one closed entry is filled", tensor.name, _tensor(tensor.name, fill)
+    return None
+
+
+def _factor(family: Family, plan: Plan, gain: bool) -> _Tamper | None:
+    """Leave out the factor of one gain, or of one weight (softmax may not see that of a bias)."""
+    prefix = _prefix(family, plan)
+
+    def is_gain(tensor: TensorPlan) -> bool:
+        pattern = family.find(family.full_name(tensor.name, prefix))[1]
+        return any(atom.stand == "gain" for atom in pattern.atoms())
+
+    def factored(tensor: TensorPlan) -> list[Block]:
+        return [b for b in tensor.blocks() if b.source is not None and b.factor != ONE and not any(b.shares)]
+
+    for tensor in plan.tensors:
+        blocks = factored(tensor)
+        if not blocks or tensor.source is None or (not is_gain(tensor) if gain else len(tensor.dims) < 2):
+            continue
+
+        def undo(x: torch.Tensor, blocks: list[Block] = blocks, offset: int = tensor.offset) -> None:
+            for block in blocks:
+                x[_box(block)] = (x[_box(block)] + offset) / float(block.factor) - offset
+
+        return f"the factor of a {'gain' if gain else 'weight'} is left out", tensor.name, _tensor(tensor.name, undo)
+    return None
+
+
+def _eps(family: Family, plan: Plan) -> Iterator[_Tamper]:
+    """Leave an eps as it was, where it had to change."""
+    for name in dict.fromkeys(norm.eps for norm in family.norms.values() if isinstance(norm.eps, str)):
+        old, new = lookup(plan.source_config, name), lookup(plan.target_config, name)
+        if old is None or old == new:
+            continue
+
+        def leave(folder: Path, name: str = name, old: Any = old) -> None:
+            path = folder / "config.json"
+            config = json.loads(path.read_text(encoding="utf-8"))
+            *parents, last = name.split(".")
+            inner = config
+            for parent in parents:
+                inner = inner[parent]
+            inner[last] = old
+            path.write_text(json.dumps(config, indent=2), encoding="utf-8")
+            _sign(folder, path)
+
+        yield "an eps stays as it was", name, leave
+        return
+
+
+def _swaps(family: Family, plan: Plan, out: Path) -> Iterator[_Tamper]:
+    """Swap two query heads across groups, and two rotary pairs, in one layer."""
+    for attention in family.attentions[:1]:
+        group = attention.kv_heads is not None and attention.kv_heads != attention.heads
+        heads = {attention.heads, *([attention.kv_heads] if attention.group and attention.kv_heads else [])}
+        yield from _swap(
+            family, plan, "two query heads change places", heads, {"q", None} if group else {"q"}, ends=True
+        )
+        rotary = attention.rotary
+        if rotary is not None and rotary.whole:
+            yield from _swap(
+                family, plan, "two rotary pairs change places", {rotary.axis}, {"q", "k", None}, ends=False
+            )
+
+
+def _swap(
+    family: Family, plan: Plan, rule: str, axes: set[str], roles: set[str | None], *, ends: bool
+) -> Iterator[_Tamper]:
+    """Swap the first channel of an axis with the last (or the second) in the tensors of one layer with these roles."""
+    prefix = _prefix(family, plan)
+    mine: list[str] = []
+    layer: dict[str, int] | None = None
+    for tensor in plan.tensors:
+        _, pattern, index = family.find(family.full_name(tensor.name, prefix))
+        where = {axis: i for axis, i in index.items() if axis in family.layers}
+        hit = any(a.axis in axes and a.role in roles for a in pattern.atoms())
+        if tensor.source is None or not where or not hit or (layer is not None and where != layer):
+            continue
+        layer = where
+        mine.append(tensor.name)
+    if not mine:
+        return
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        import torch
+
+        from growformer.proof.floor import permuted
+
+        layout = _layout(family, plan, tensors, prefix)
+        order = {}
+        for axis in axes:
+            places = torch.arange(int(plan.axes[axis]["new"]))
+            other = len(places) - 1 if ends else 1
+            places[0], places[other] = other, 0
+            order[axis] = places
+        (moved,) = permuted(layout, {name: tensors[name] for name in mine}, [order])
+        tensors.update(moved)
+
+    yield rule, mine[0], lambda folder: _rewrite(folder, change)
+
+
+def _prefix(family: Family, plan: Plan) -> str:
+    bare = bool(family.prefix) and not any(tensor.name.startswith(family.prefix) for tensor in plan.tensors)
+    return family.prefix if bare else ""
+
+
+def _layout(family: Family, plan: Plan, tensors: Mapping[str, torch.Tensor], prefix: str) -> Layout:
+    from growformer.proof.floor import Layout
+
+    full = full_config(plan.target_config)[0]
+    return Layout(family, full, {name: tuple(x.shape) for name, x in tensors.items()}, prefix)
+
+
+_PAIR = re.compile(r"\b([A-Za-z_]\w*) ([A-Za-z_]\w*)(?=\s*[|)])")
+
+
+def mislabelled(family: Family) -> Iterator[tuple[str, Family, set[str]]]:
+    """Literals with one wrong pattern of the right shape.
+
+    Args:
+        family: as it is declared.
+
+    Yields:
+        (what is wrong, the literal, the axes to put in another order).
+    """
+    values = {attention.value: attention.key for attention in family.attentions}
+    asked: dict[str, tuple[str, str, set[str]]] = {}
+    for name, text in family.tensors.items():
+        found = _PAIR.search(text)
+        if found is not None and set(found.groups()) <= set(family.axes):
+            wrong = text[: found.start()] + f"{found[2]} {found[1]}" + text[found.end() :]
+            asked.setdefault("a product the wrong way round", (name, wrong, set(found.groups())))
+        for value, keys in values.items():
+            same = next((key for key in keys if family.axes.get(key) == family.axes.get(value)), None)
+            if same is not None and re.search(rf"\b{value}\b", text):
+                wrong = re.sub(rf"\b{value}\b", same, text, count=1)
+                asked.setdefault("two axes of one size mixed up", (name, wrong, {value, same}))
+    for what, (name, wrong, axes) in asked.items():
+        literal = replace(family, tensors={**family.tensors, name: wrong})
+        yield f"{what}: {name}: {wrong!r}", literal, axes

@@ -1,0 +1,179 @@
+"""Proofs in a process of its own, which made none of the folders that it is given."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from multiprocessing import get_context, parent_process
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+from growformer.algebra import Family
+from growformer.api.checks.samples import serving
+
+LENGTH = 16
+"""Positions of the sequences that single growths are compared on; the samples have room for twice as many."""
+
+
+class Verifier:
+    """One fresh process; what it is given is answered in order."""
+
+    def __init__(self, pool: ProcessPoolExecutor) -> None:
+        self._pool = pool
+
+    def prove(self, family: Family, src: Path, out: Path, *, full: bool, alive: bool = True) -> Future[dict[str, Any]]:
+        """See `prove_folder`."""
+        return self._pool.submit(prove_folder, family, str(src), str(out), full, alive)
+
+    def judge(self, family: Family, src: Path, out: Path) -> Future[dict[str, Any]]:
+        """See `judge_folder`."""
+        return self._pool.submit(judge_folder, family, str(src), str(out))
+
+
+@contextmanager
+def verifier() -> Iterator[Verifier]:
+    """A verifier, gone afterwards."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=start_worker) as pool:
+        yield Verifier(pool)
+
+
+def start_worker() -> None:
+    """What a process of checks begins with: one thread, no downloads, and an end when its parent ends."""
+    parent = parent_process()
+    if parent is not None:
+        # A parent that is killed says no goodbye, and its children would wait for work for ever.
+        Thread(target=_end_with, args=(parent,), daemon=True).start()
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # What libraries say of their own insides is not this process' to repeat.
+    warnings.simplefilter("ignore")
+    import torch
+
+    torch.set_num_threads(1)
+    with contextlib.suppress(ImportError):
+        import transformers  # noqa: F401  while the first folder is made
+
+
+def _end_with(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
+
+
+def prove_folder(family: Family, src: str, out: str, full: bool, alive: bool) -> dict[str, Any]:
+    """Verify a grown folder.
+
+    Args:
+        family: serves its model type.
+        src, out: the two folders.
+        full: every claim; else the files, the structure, and the outputs in true float64.
+        alive: also whether the new entries learn (`full` has it anyway).
+
+    Returns:
+        claims: by name, whether it holds (None: not checked); detail: what does not; algebra, ratio: as measured;
+        new_entries, dead.
+    """
+    try:
+        with serving(family), contextlib.redirect_stdout(sys.stderr):
+            return (_full if full else _short)(Path(src), Path(out), alive)
+    except Exception as error:  # any failure of a check is a finding
+        return {"claims": {"check": False}, "detail": f"{type(error).__name__}: {error}"}
+
+
+def _full(src: Path, out: Path, alive: bool) -> dict[str, Any]:
+    from growformer.api.verified import verify
+
+    proof = verify(src, out)
+    failed = [f"{c.name}: {c.detail or f'{c.found}, allowed {c.allowed}'}" for c in proof.claims if c.passed is False]
+    failed += [f"{c.name} not checked: {c.detail}" for c in proof.claims if c.passed is None and c.required]
+    return {
+        "claims": {claim.name: claim.passed for claim in proof.claims if claim.required or claim.passed is False},
+        "detail": "; ".join(failed),
+        "algebra": proof.measured.get("algebra", {}).get("relative"),
+        "ratio": proof.measured.get("runtime", {}).get("ratio"),
+        **_counts(proof.measured),
+    }
+
+
+def _short(src: Path, out: Path, alive: bool) -> dict[str, Any]:
+    from growformer.api.planned import family_of
+    from growformer.api.verified import verify
+    from growformer.checkpoint import Receipt, read_config
+    from growformer.checkpoint.stock import full_config
+    from growformer.planning import Plan
+    from growformer.proof import claim_alive
+    from growformer.proof.bar import BAR
+    from growformer.proof.case import Case
+
+    proof = verify(src, out, level="structure")
+    claims = {claim.name: claim.passed for claim in proof.claims if claim.required or claim.passed is False}
+    said = [f"{claim.name}: {claim.detail or claim.found}" for claim in proof.claims if claim.passed is False]
+    relative = _difference(src, out)
+    claims["algebra"] = relative <= BAR
+    if not claims["algebra"]:
+        said.append(f"algebra: {relative:.1e}, allowed {BAR:.0e}")
+    measured: dict[str, Any] = {}
+    if alive:
+        raw, receipt = read_config(src), Receipt.read(out)
+        plan = replace(Plan.from_json(receipt.plan), axes=receipt.axes, layers=receipt.layers, source_config=raw)
+        case = Case(family_of(raw), plan, src, out, full_config(raw)[0], read_config(out))
+        claim = claim_alive.alive(case, measured)
+        claims["alive"] = claim.passed
+        if claim.passed is not True:
+            said.append(f"alive: {claim.detail}")
+    return {"claims": claims, "detail": "; ".join(said), "algebra": relative, **_counts(measured)}
+
+
+def _counts(measured: Mapping[str, Any]) -> dict[str, Any]:
+    found = measured.get("alive", {})
+    return {"new_entries": int(found.get("new_entries", 0)), "dead": sum(found.get("dead", {}).values())}
+
+
+def _difference(src: Path, out: Path) -> float:
+    """The relative difference of the two folders' outputs in true float64."""
+    from growformer.checkpoint import Receipt
+    from growformer.proof.functional import functional
+    from growformer.proof.inputs import probe_inputs
+    from growformer.proof.outputs import grown_axes
+
+    inputs = probe_inputs(src, batch=3, length=LENGTH, seed=0).batches
+    return functional(src, out, inputs, grown_axes(Receipt.read(out).axes)).relative
+
+
+def judge_folder(family: Family, src: str, out: str) -> dict[str, Any]:
+    """What the two independent checks say of a folder that was broken.
+
+    Returns:
+        structure, outputs: whether each finds it other than the source; detail: what they say.
+    """
+    from growformer.api.verified import verify
+    from growformer.proof.bar import BAR
+
+    def structure() -> tuple[bool, str]:
+        claims = {claim.name: claim for claim in verify(Path(src), Path(out), level="structure").claims}
+        if claims["files"].passed is not True:
+            return False, f"the control is no good: {claims['files'].found}"
+        return claims["structure"].passed is False, claims["structure"].detail
+
+    def outputs() -> tuple[bool, str]:
+        relative = _difference(Path(src), Path(out))
+        return relative > BAR, f"{relative:.1e}"
+
+    with serving(family), contextlib.redirect_stdout(sys.stderr):
+        seen = {"structure": _tried(structure), "outputs": _tried(outputs)}
+    said = "; ".join(f"{name}: {text}" for name, (_, text) in seen.items())
+    return {"caught": {name: caught for name, (caught, _) in seen.items()}, "detail": said}
+
+
+def _tried(check: Callable[[], tuple[bool, str]]) -> tuple[bool, str]:
+    try:
+        return check()
+    except Exception as error:  # a check that breaks down has noticed nothing
+        return False, f"{type(error).__name__}: {error}"

@@ -1,0 +1,63 @@
+"""CLIP's vision tower: a norm between the embeddings and the pre-norm layers, another on the class token at the end."""
+
+from growformer.algebra import Field, Norm, Ratio, replace
+from growformer.families.clip_text_model import CLIP_TEXT_MODEL
+
+CLIP_VISION_MODEL = replace(
+    CLIP_TEXT_MODEL,
+    name="clip_vision_model",
+    model_types=("clip_vision_model",),
+    architectures=("CLIPVisionModel", "CLIPVisionModelWithProjection"),
+    axes={
+        "hidden": Field("hidden_size"),
+        "mlp": Field("intermediate_size"),
+        "heads": Field("num_attention_heads"),
+        "key": Ratio("hidden_size", "num_attention_heads"),
+        "value": Ratio("hidden_size", "num_attention_heads"),
+        "layer": Field("num_hidden_layers"),
+    },
+    tensors={
+        "vision_model.embeddings.class_embedding": "-> hidden",
+        "vision_model.embeddings.patch_embedding.weight": "hidden <- _ _ _",
+        "vision_model.embeddings.position_embedding.weight": "_ -> hidden",
+        "vision_model.pre_layrnorm.weight": "embed: * hidden",
+        "vision_model.pre_layrnorm.bias": "embed: + hidden",
+        "vision_model.encoder.layers.{layer}.self_attn.k_proj.weight": "(k: heads key) <- hidden",
+        "vision_model.encoder.layers.{layer}.self_attn.k_proj.bias": "-> (k: heads key)",
+        "vision_model.encoder.layers.{layer}.self_attn.v_proj.weight": "(v: heads value) <- hidden",
+        "vision_model.encoder.layers.{layer}.self_attn.v_proj.bias": "-> (v: heads value)",
+        "vision_model.encoder.layers.{layer}.self_attn.q_proj.weight": "(q: heads key) <- hidden",
+        "vision_model.encoder.layers.{layer}.self_attn.q_proj.bias": "-> (q: heads key)",
+        "vision_model.encoder.layers.{layer}.self_attn.out_proj.weight": "hidden <- (heads value)",
+        "vision_model.encoder.layers.{layer}.self_attn.out_proj.bias": "-> hidden",
+        "vision_model.encoder.layers.{layer}.layer_norm1.weight": "pre: * hidden",
+        "vision_model.encoder.layers.{layer}.layer_norm1.bias": "pre: + hidden",
+        "vision_model.encoder.layers.{layer}.mlp.fc1.weight": "mlp <- hidden",
+        "vision_model.encoder.layers.{layer}.mlp.fc1.bias": "-> mlp",
+        "vision_model.encoder.layers.{layer}.mlp.fc2.weight": "hidden <- mlp",
+        "vision_model.encoder.layers.{layer}.mlp.fc2.bias": "-> hidden",
+        "vision_model.encoder.layers.{layer}.layer_norm2.weight": "pre: * hidden",
+        "vision_model.encoder.layers.{layer}.layer_norm2.bias": "pre: + hidden",
+        "vision_model.post_layernorm.weight": "final: * hidden",
+        "vision_model.post_layernorm.bias": "final: + hidden",
+    },
+    tasks={"visual_projection.weight": "_ <- hidden"},
+    norms={
+        **CLIP_TEXT_MODEL.norms,
+        "embed": Norm("hidden", "layer", eps="layer_norm_eps", output="stream"),
+    },
+    copied={"hidden": "a LayerNorm's gain and shift stand between the embeddings and the residual stream"},
+    prefix="vision_model.",
+    drop=("vision_model.embeddings.position_ids",),
+    neutral=(*CLIP_TEXT_MODEL.neutral, "image_size", "patch_size", "num_channels"),
+    sample={
+        "hidden_size": 24,
+        "intermediate_size": 28,
+        "projection_dim": 14,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "image_size": 12,
+        "patch_size": 4,
+        "layer_norm_eps": 1e-3,
+    },
+)

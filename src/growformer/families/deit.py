@@ -1,0 +1,60 @@
+"""DeiT: ViT with a distillation token and, in one class, a classifier of its own for it."""
+
+from growformer.algebra import replace
+from growformer.families.vit import VIT
+
+DEIT = replace(
+    VIT,
+    name="deit",
+    model_types=("deit",),
+    architectures=(
+        "DeiTForImageClassification",
+        "DeiTForImageClassificationWithTeacher",
+        "DeiTModel",
+        "DeiTForMaskedImageModeling",
+    ),
+    tensors={
+        "deit.embeddings.cls_token": "-> 1 1 hidden",
+        "deit.embeddings.distillation_token": "-> 1 1 hidden",
+        "deit.embeddings.position_embeddings": "1 _ -> hidden",
+        "deit.embeddings.patch_embeddings.projection.weight": "hidden <- _ _ _",
+        "deit.embeddings.patch_embeddings.projection.bias": "-> hidden",
+        "deit.encoder.layer.{layer}.attention.attention.query.weight": "(q: heads key) <- hidden",
+        "deit.encoder.layer.{layer}.attention.attention.query.bias": "-> (q: heads key)",
+        "deit.encoder.layer.{layer}.attention.attention.key.weight": "(k: heads key) <- hidden",
+        "deit.encoder.layer.{layer}.attention.attention.key.bias": "-> (k: heads key)",
+        "deit.encoder.layer.{layer}.attention.attention.value.weight": "(v: heads value) <- hidden",
+        "deit.encoder.layer.{layer}.attention.attention.value.bias": "-> (v: heads value)",
+        "deit.encoder.layer.{layer}.attention.output.dense.weight": "hidden <- (heads value)",
+        "deit.encoder.layer.{layer}.attention.output.dense.bias": "-> hidden",
+        "deit.encoder.layer.{layer}.intermediate.dense.weight": "mlp <- hidden",
+        "deit.encoder.layer.{layer}.intermediate.dense.bias": "-> mlp",
+        "deit.encoder.layer.{layer}.output.dense.weight": "hidden <- mlp",
+        "deit.encoder.layer.{layer}.output.dense.bias": "-> hidden",
+        "deit.encoder.layer.{layer}.layernorm_before.weight": "pre: * hidden",
+        "deit.encoder.layer.{layer}.layernorm_before.bias": "pre: + hidden",
+        "deit.encoder.layer.{layer}.layernorm_after.weight": "pre: * hidden",
+        "deit.encoder.layer.{layer}.layernorm_after.bias": "pre: + hidden",
+        "deit.layernorm.weight": "final: * hidden",
+        "deit.layernorm.bias": "final: + hidden",
+    },
+    tasks={
+        "deit.embeddings.mask_token": "-> 1 1 hidden",
+        "deit.pooler.dense.weight": "pooled <- hidden",
+        "deit.pooler.dense.bias": "-> pooled",
+        "decoder.0.weight": "_ <- hidden 1 1",
+        "decoder.0.bias": "-> _",
+        "classifier.weight": "_ <- hidden",
+        "classifier.bias": "-> _",
+        "cls_classifier.weight": "_ <- hidden",
+        "cls_classifier.bias": "-> _",
+        "distillation_classifier.weight": "_ <- hidden",
+        "distillation_classifier.bias": "-> _",
+    },
+    optional={
+        "deit.encoder.layer.{layer}.attention.attention.query.bias": "qkv_bias",
+        "deit.encoder.layer.{layer}.attention.attention.key.bias": "qkv_bias",
+        "deit.encoder.layer.{layer}.attention.attention.value.bias": "qkv_bias",
+    },
+    prefix="deit.",
+)

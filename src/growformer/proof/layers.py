@@ -1,0 +1,164 @@
+"""Names: which tensor of the target comes from which of the source, by the layer maps and the axes that names hold."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from growformer.algebra.family import Family
+from growformer.algebra.pattern import Atom, Dim, NamePattern, TensorPattern
+from growformer.proof.facts import Facts
+from growformer.proof.places import REACHED, SHUT, Places, Where, atom_places
+
+LayerMap = Mapping[str, Sequence[int | None]]
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A target tensor (or a source tensor) under its family's pattern.
+
+    Attributes:
+        source: the tensor it comes from; None where it is new.
+        like: the source tensor that it comes from, or whose layer it is like.
+        closed: it is new, and must be zero.
+        copies: where an axis in its name is read, all target tensors that share the source's weights.
+    """
+
+    name: str
+    at: NamePattern
+    pattern: TensorPattern
+    index: Mapping[str, int]
+    source: str | None = None
+    like: str = ""
+    closed: bool = False
+    copies: tuple[str, ...] = ()
+
+    @property
+    def dims(self) -> list[Dim]:
+        """The dims of the stored tensor: an axis that its name holds takes none."""
+        named = self.at.axes
+        return [d for d in self.pattern.dims if not (d.atom is not None and d.atom.index and d.atom.axis in named)]
+
+    def atom(self, axis: str) -> Atom:
+        """How the tensor stands to an axis that its name holds: as the pattern says in brackets, or as a writer."""
+        found = [atom for atom in self.pattern.atoms() if atom.index and atom.axis == axis]
+        role = next((atom.role for atom in self.pattern.atoms()), None)
+        return found[0] if found else Atom(axis, "write", role, True)
+
+
+def layer_maps(
+    family: Family, layers: LayerMap | Sequence[int | None], found: Mapping[str, int]
+) -> dict[str, list[int | None]]:
+    """The map of every layer axis; one that is not told stays as it is (`found`: how many layers the source has)."""
+    told = layers if isinstance(layers, Mapping) else {family.layer: layers}
+    return {axis: list(told.get(axis, range(found.get(axis, 0)))) for axis in family.layers}
+
+
+def likes(layers: Sequence[int | None]) -> list[int]:
+    """For each target layer the source layer that it is, or is like: the one before it, at the front the first."""
+    last, out = 0, []
+    for old in layers:
+        last = last if old is None else old
+        out.append(last)
+    return out
+
+
+def check_layers(family: Family, maps: LayerMap) -> list[str]:
+    """What is wrong with the layer maps by themselves."""
+    problems = [f"axis {axis}: family {family.name} has no such layers" for axis in maps if axis not in family.layers]
+    for axis in family.layers:
+        layers = maps[axis]
+        kept = [layer for layer in layers if layer is not None]
+        if kept != list(range(len(kept))):
+            problems.append(f"axis {axis}: layers {kept} of the source, in this order; required each once")
+        if None not in layers:
+            continue
+        if None in layers[: family.settled]:
+            problems.append(
+                f"axis {axis}: a new layer at {list(layers).index(None)}; the first {family.settled} "
+                f"are built otherwise"
+            )
+        problems += _closing(family, axis)
+    return problems
+
+
+def _closing(family: Family, axis: str) -> list[str]:
+    """Whether new layers of an axis can be closed at all."""
+    inside = [(at, pattern) for at, pattern in family.patterns if axis in at.axes]
+    roles = {atom.role for _, pattern in inside for atom in pattern.atoms() if atom.stand == "gain"}
+    for role, norm in family.norms.items():
+        if norm.output == "stream" and role in roles:
+            return [f"axis {axis}: norm {role} stands on the stream of every layer, new ones too; not covered"]
+        if norm.output == "added" and norm.gain is None:
+            return [f"axis {axis}: norm {role} on what a branch adds has no gain to close a new layer at; not covered"]
+    if not any(family.closes_layer(at, pattern) for at, pattern in inside):
+        return [f"axis {axis}: nothing closes a new layer; not covered"]
+    return []
+
+
+class Names:
+    """What the target's tensors must be, given the source's under their patterns."""
+
+    def __init__(self, facts: Facts, maps: LayerMap, old: Mapping[str, Placed], prefix: str) -> None:
+        self._facts, self._maps, self._old, self._prefix = facts, maps, old, prefix
+        self._likes = {axis: likes(layers) for axis, layers in maps.items()}
+
+    def indices(self, at: NamePattern) -> Iterator[tuple[int, ...]]:
+        """Every index that tensors of one name may have in the source."""
+        sizes = []
+        for axis in at.axes:
+            kept = [layer for layer in self._maps.get(axis, ()) if layer is not None]
+            sizes.append(range(len(kept) if axis in self._maps else self._facts.axes[axis].old))
+        return itertools.product(*sizes)
+
+    def required(self) -> dict[str, Placed]:
+        """Every tensor that the target must have, and no other.
+
+        Raises:
+            ValueError: no rule covers an axis in a name.
+        """
+        out: dict[str, Placed] = {}
+        for old in self._old.values():
+            for placed in self._targets(old):
+                out[placed.name] = placed
+        return out
+
+    def _targets(self, old: Placed) -> Iterator[Placed]:
+        """All target tensors that come from a source tensor, or are like it."""
+        family = self._facts.family
+        kinds = [self._kinds(old, axis) for axis in old.at.axes]
+        for combined in itertools.product(*kinds):
+            index = {axis: kind[0] for axis, kind in zip(old.at.axes, combined, strict=True)}
+            layers = {axis for axis, kind in zip(old.at.axes, combined, strict=True) if kind[1] is None}
+            states = [kind[1].state[kind[0]] for kind in combined if kind[1] is not None]
+            new = bool(layers) or any(state != REACHED for state in states)
+            closed = family.closes_layer(old.at, old.pattern) if layers else any(state == SHUT for state in states)
+            copies: tuple[str, ...] = ()
+            for axis, (_, places) in zip(old.at.axes, combined, strict=True):
+                if places is not None and places.sums and not new:
+                    if copies:
+                        raise ValueError(f"axis {axis}: copies along two axes in one name; not covered")
+                    same = (places.equation == old.index[axis]).nonzero().flatten().tolist()
+                    copies = tuple(self.disk(old.at, {**index, axis: j}) for j in same)
+            name = self.disk(old.at, index)
+            yield Placed(name, old.at, old.pattern, index, None if new else old.name, old.name, new and closed, copies)
+
+    def _kinds(self, old: Placed, axis: str) -> list[tuple[int, Places | None]]:
+        """The target values of one index that a source tensor goes to; with its places, None for a new layer."""
+        value = old.index[axis]
+        if axis in self._maps:
+            here = zip(self._maps[axis], self._likes[axis], strict=True)
+            pairs = [(i, at) for i, (at, like) in enumerate(here) if like == value]
+            size = len(self._maps[axis])
+            whole = Places.whole(size)
+            return [(i, None if at is None else whole) for i, at in pairs]
+        places = atom_places(self._facts, old.atom(axis), Where(old.at))
+        if any(factor != places.factors[0] for factor in places.factors) or not (places.sums or places.simple):
+            raise ValueError(f"axis {axis}: its coefficients stand in the names of tensors; not covered")
+        sources = [0 if source < 0 else source for source in places.source.tolist()]  # a new one is like the first
+        return [(j, places) for j, source in enumerate(sources) if source == value]
+
+    def disk(self, at: NamePattern, index: Mapping[str, int]) -> str:
+        """The name on disk of a tensor."""
+        return at.format(index).removeprefix(self._prefix)

@@ -1,0 +1,94 @@
+"""`growformer families check` and the support table: what is printed, and the exit code."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from growformer.api import checking
+from growformer.api.checking import AxisReport, Control, FamilyReport, Growth
+from growformer.report import families as report
+
+from .harness import Cli
+
+HOLDS = FamilyReport(
+    family="llama",
+    architectures=("LlamaForCausalLM", "LlamaModel"),
+    samples={"LlamaForCausalLM": 30},
+    problems=(),
+    gaps=(),
+    undeclared=("mlp_bias",),
+    permuted={"mlp": 1e-15},
+    fixed={"layer": "depth has an order"},
+    axes=(
+        AxisReport("mlp", "intermediate_size", 28, 43, "exact", "free in, zero out", "any"),
+        AxisReport("key", "head_dim", 10, 10, "refused", "", "head_dim=20: no | never"),
+    ),
+    growths=(
+        Growth("intermediate_size", "LlamaForCausalLM", "float64", {"intermediate_size": 43}, "exact",
+               algebra=1.23e-15, fidelity={"identical": 30, "rounded": 0}),
+        Growth("all together", "LlamaForCausalLM", "bfloat16", {"head_dim": 20}, "exact", algebra=2e-15, ratio=0.8),
+    ),
+    controls=(Control("an eps stays as it was", "rms_norm_eps", {"structure": True, "outputs": True}),),
+    seconds=12.0,
+)  # fmt: skip
+BROKEN = {
+    "a pattern": replace(HOLDS, problems=("no pattern covers it",)),
+    "a layout": replace(HOLDS, permuted={"mlp": 0.3}),
+    "an order that was not measured": replace(HOLDS, permuted={"mlp": float("nan")}),
+    "a growth": replace(HOLDS, growths=(replace(HOLDS.growths[0], state="fails", detail="algebra: 1e-3"),)),
+    "a proof": replace(HOLDS, growths=(replace(HOLDS.growths[0], state="not checked", detail="why"),)),
+    "a control": replace(HOLDS, controls=(Control("a rule", "there", {"structure": True, "outputs": False}),)),
+    "no proof": replace(HOLDS, growths=()),
+}
+
+
+@pytest.fixture
+def found(monkeypatch: pytest.MonkeyPatch) -> list[FamilyReport]:
+    reports = [HOLDS]
+    monkeypatch.setattr(checking, "check_family", lambda target, **options: reports[-1])
+    return reports
+
+
+def test_a_check_that_holds(cli: Cli, found: list[FamilyReport]) -> None:
+    said = cli("families", "check", "llama")
+    assert (said.code, said.err) == (0, "") and "FAILS" not in said.out
+    for text in ("free in, zero out", "head_dim=20: no", "1e-15", "0.80", "depth has an order", "noticed", "mlp_bias"):
+        assert text in said.out
+    assert FamilyReport.from_json(json.loads(cli("families", "check", "llama", "--json").out)) == HOLDS
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_check_that_fails(what: str, cli: Cli, found: list[FamilyReport]) -> None:
+    found.append(BROKEN[what])
+    said = cli("families", "check", "llama")
+    assert said.code == 1 and "FAILS" in said.out
+    assert json.loads(cli("families", "check", "llama", "--json").out)["ok"] is False
+
+
+def test_what_is_asked_wrongly(cli: Cli) -> None:
+    cli.source()
+    cli.refused("families", "check", says="families check: which?")
+    cli.refused("families", "llama", "gpt2", says="only `families check` takes a second word")
+    cli.refused("families", "check", "nope", says="family 'nope' is unknown")
+    cli.refused("families", "check", cli.root / "nope.py", says="there is no such file")
+
+
+def test_the_page_is_made_of_results_alone(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[str, Any] = {
+        "sources": "0",
+        "versions": {"torch": "2"},
+        "families": {"llama": report.slim(HOLDS.to_json())},
+    }
+    assert json.loads(report.dumps(told)) == json.loads(json.dumps(told))
+    monkeypatch.setattr(report, "load_results", lambda: told)
+    page = cli("families", "--markdown").out
+    assert page == report.markdown(told)
+    headers, rows = report.matrix(told["families"])
+    cells = dict(zip(headers, rows[0], strict=True))
+    assert (cells["family"], cells["mlp"], cells["key"], cells["heads"]) == ("llama", "any", "no", "-")
+    assert "| key | head_dim | refused | head_dim=20: no \\| never |" in page
+    listed = json.loads(cli("families", "--json").out)[0]
+    assert listed["sizes"] == {"intermediate_size": "any", "head_dim": "no"}
+    assert "head_dim" not in next(line for line in cli("families").out.splitlines() if line.startswith("| llama"))
