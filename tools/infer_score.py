@@ -9,6 +9,7 @@ causal language models of transformers are drafted from their classes' default (
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import sys
 from collections import Counter
@@ -226,6 +227,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("names", nargs="*")
     parser.add_argument("--write", type=Path)
+    parser.add_argument("--rows", type=Path, help="keep what was measured here, and go on from it")
     parser.add_argument("--jobs", type=int, default=2)
     args = parser.parse_args()
     from growformer.families import FAMILIES
@@ -234,11 +236,16 @@ def main() -> None:
     if args.names:
         known, others, fresh = ([n for n in group if n in args.names] for group in (known, others, fresh))
     rows: dict[str, dict[str, Any]] = {}
+    if args.rows and args.rows.exists():
+        rows = {row["name"]: row for row in map(json.loads, args.rows.read_text(encoding="utf-8").splitlines())}
     with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        running = {pool.submit(one, name): name for name in [*known, *others, *fresh]}
+        running = {pool.submit(one, name): name for name in [*known, *others, *fresh] if name not in rows}
         for done in as_completed(running):
             name = running[done]
             rows[name] = done.result()
+            if args.rows:
+                with args.rows.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(rows[name]) + "\n")
             told = {
                 k: v for k, v in rows[name].items() if k in ("failed", "right", "roles", "total", "exact", "axes", "ok")
             }

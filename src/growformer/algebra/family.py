@@ -59,6 +59,7 @@ class Family:
         when: (conditions, changes) pairs, tried in order: where every config field has the value of its condition, the
             changes replace this family's attributes (mappings are merged, and None takes an entry away).
         sample: config fields of a tiny model for tests, sizes pairwise different.
+        variants: changes to the sample that make other models of the family.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Family:
     neutral: tuple[str, ...] = ()
     when: tuple[tuple[Mapping[str, object], Mapping[str, Any]], ...] = ()
     sample: Mapping[str, object] = field(default_factory=dict)
+    variants: tuple[Mapping[str, object], ...] = ()
 
     def of(self, config: Mapping[str, Any]) -> Family:
         """This family as a config has it: every change of `when` whose conditions hold, made.

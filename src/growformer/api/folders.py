@@ -121,7 +121,7 @@ def expand_checkpoint(
             config = dict(made.target_config)
             if storage is not None:
                 config |= {key: dtype for key in ("dtype", "torch_dtype") if key in config or key == "dtype"}
-            family = family_of(config)
+            family = family_of(made.source_config)
             _require_stock(family, config, specs)
             with new_folder(out, total + (64 << 20), resume=resume) as folder:
                 case = Case(family, made, src, folder, full_config(made.source_config)[0], config)

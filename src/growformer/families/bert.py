@@ -14,7 +14,6 @@ BERT = Family(
         "BertForSequenceClassification",
         "BertForTokenClassification",
         "BertForQuestionAnswering",
-        "BertForMultipleChoice",
     ),
     axes={
         "vocab": Field("vocab_size"),

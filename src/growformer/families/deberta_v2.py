@@ -37,7 +37,6 @@ DEBERTA_V2 = replace(
         "DebertaV2ForSequenceClassification",
         "DebertaV2ForTokenClassification",
         "DebertaV2ForQuestionAnswering",
-        "DebertaV2ForMultipleChoice",
     ),
     # How many positions there are is also in the buckets of relative positions, so that table does not grow.
     axes={
@@ -149,7 +148,13 @@ DEBERTA_V2 = replace(
         "legacy",
     ),
     when=(
-        ({"architectures": ["DebertaV2ForTokenClassification"]}, {"tasks": {"classifier.weight": "_ <- hidden"}}),
+        (
+            {"architectures": ["DebertaV2ForTokenClassification"]},
+            {
+                "axes": {"pooled": None},
+                "tasks": {"pooler.dense.weight": None, "pooler.dense.bias": None, "classifier.weight": "_ <- hidden"},
+            },
+        ),
         ({"relative_attention": False}, _WITHOUT_POSITION_PROJECTIONS),
         ({"share_att_key": True}, _WITHOUT_POSITION_PROJECTIONS),
         ({"pos_att_type": None}, _WITHOUT_POSITION_PROJECTIONS),

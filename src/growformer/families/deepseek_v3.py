@@ -138,7 +138,7 @@ DEEPSEEK_V3 = Family(
         "first_k_dense_replace": 1,
         "kv_lora_rank": 18,
         "q_lora_rank": 20,
-        "qk_rope_head_dim": 6,
+        "qk_rope_head_dim": 12,
         "qk_nope_head_dim": 8,
         "v_head_dim": 10,
         "max_position_embeddings": 32,

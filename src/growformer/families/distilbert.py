@@ -11,7 +11,6 @@ DISTILBERT = Family(
         "DistilBertForSequenceClassification",
         "DistilBertForTokenClassification",
         "DistilBertForQuestionAnswering",
-        "DistilBertForMultipleChoice",
     ),
     axes={
         "vocab": Field("vocab_size"),
@@ -85,7 +84,19 @@ DISTILBERT = Family(
         "qa_dropout",
         "seq_classif_dropout",
     ),
-    when=(({"architectures": ["DistilBertForTokenClassification"]}, {"tasks": {"classifier.weight": "_ <- hidden"}}),),
+    when=(
+        (
+            {"architectures": ["DistilBertForTokenClassification"]},
+            {
+                "axes": {"pooled": None},
+                "tasks": {
+                    "pre_classifier.weight": None,
+                    "pre_classifier.bias": None,
+                    "classifier.weight": "_ <- hidden",
+                },
+            },
+        ),
+    ),
     sample={
         "vocab_size": 61,
         "dim": 24,

@@ -31,7 +31,6 @@ ELECTRA = replace(
         "ElectraForSequenceClassification",
         "ElectraForTokenClassification",
         "ElectraForQuestionAnswering",
-        "ElectraForMultipleChoice",
     ),
     axes={**BERT.axes, "embedding": Field("embedding_size"), "transform": Field("embedding_size")},
     tensors={
@@ -74,9 +73,7 @@ ELECTRA = replace(
         "classifier.dense.bias": "-> pooled",
         "classifier.out_proj.weight": "_ <- pooled",
         "classifier.out_proj.bias": "-> _",
-        "sequence_summary.summary.weight": "pooled <- hidden",
-        "sequence_summary.summary.bias": "-> pooled",
-        "classifier.weight": "_ <- pooled",
+        "classifier.weight": "_ <- hidden",
         "classifier.bias": "-> _",
         "qa_outputs.weight": "_ <- hidden",
         "qa_outputs.bias": "-> _",
@@ -91,8 +88,6 @@ ELECTRA = replace(
     drop=("electra.embeddings.position_ids",),
     neutral=(*BERT.neutral, "summary_type", "summary_use_proj", "summary_activation", "summary_last_dropout"),
     when=(
-        ({"architectures": ["ElectraForTokenClassification"]}, {"tasks": {"classifier.weight": "_ <- hidden"}}),
-        ({"summary_use_proj": False}, {"tasks": {"classifier.weight": "_ <- hidden"}}),
         ({"embedding_size": 768, "hidden_size": 768}, _UNPROJECTED),
         ({"embedding_size": 1024, "hidden_size": 1024}, _UNPROJECTED),
     ),

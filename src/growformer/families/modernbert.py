@@ -11,7 +11,6 @@ MODERNBERT = Family(
         "ModernBertForSequenceClassification",
         "ModernBertForTokenClassification",
         "ModernBertForQuestionAnswering",
-        "ModernBertForMultipleChoice",
     ),
     axes={
         "vocab": Field("vocab_size"),

@@ -1,4 +1,4 @@
-"""OPT: LayerNorm with its eps in the code, learned positions after two spare rows; OPT-350m alone has post-norms."""
+"""OPT: LayerNorm with its eps in the code, learned positions after two spare rows (OPT-350m, post-norm, is refused)."""
 
 from growformer.algebra import Attention, Divides, Family, Field, Norm, Ratio, Tied
 
@@ -63,55 +63,14 @@ OPT = Family(
     prefix="model.",
     rules=(Divides(by="num_attention_heads", over="hidden_size"),),
     follows={"word_embed_proj_dim": "hidden_size"},
-    requires={"_remove_final_layer_norm": False},
+    requires={"do_layer_norm_before": True, "_remove_final_layer_norm": False},
     when=(
         (
-            # OPT-350m: norms on the stream, and projections between it and the embedding's own size, which stays.
-            {"do_layer_norm_before": False},
-            {
-                "tensors": {
-                    "model.decoder.embed_tokens.weight": "vocab -> _",
-                    "model.decoder.project_out.weight": "_ <- hidden",
-                    "model.decoder.project_in.weight": "hidden <- _",
-                    "model.decoder.layers.{layer}.self_attn_layer_norm.weight": "attn_out: * hidden",
-                    "model.decoder.layers.{layer}.self_attn_layer_norm.bias": "attn_out: + hidden",
-                    "model.decoder.layers.{layer}.final_layer_norm.weight": "out: * hidden",
-                    "model.decoder.layers.{layer}.final_layer_norm.bias": "out: + hidden",
-                    "model.decoder.final_layer_norm.weight": None,
-                    "model.decoder.final_layer_norm.bias": None,
-                    "lm_head.weight": "vocab <- _",
-                },
-                "tasks": {"score.weight": "_ <- _", "qa_outputs.weight": "_ <- _"},
-                "norms": {
-                    "pre": None,
-                    "final": None,
-                    "attn_out": Norm("hidden", "layer", eps=1e-5, output="stream"),
-                    "out": Norm("hidden", "layer", eps=1e-5, output="stream"),
-                },
-                "copied": {"hidden": "a LayerNorm stands on the residual stream"},
-                "settled": 1,
-                "optional": {
-                    "model.decoder.final_layer_norm.weight": None,
-                    "model.decoder.final_layer_norm.bias": None,
-                },
-                "follows": {"word_embed_proj_dim": None},
-            },
-        ),
-        (
-            {"layer_norm_elementwise_affine": False, "do_layer_norm_before": True},
+            {"layer_norm_elementwise_affine": False},
             {
                 "norms": {
                     "pre": Norm("hidden", "layer", eps=1e-5, gain=None),
                     "final": Norm("hidden", "layer", eps=1e-5, gain=None),
-                }
-            },
-        ),
-        (
-            {"layer_norm_elementwise_affine": False, "do_layer_norm_before": False},
-            {
-                "norms": {
-                    "attn_out": Norm("hidden", "layer", eps=1e-5, gain=None, output="stream"),
-                    "out": Norm("hidden", "layer", eps=1e-5, gain=None, output="stream"),
                 }
             },
         ),
@@ -130,7 +89,6 @@ OPT = Family(
         "dropout",
         "attention_dropout",
         "layerdrop",
-        "do_layer_norm_before",
         "word_embed_proj_dim",
     ),
 )

@@ -2,6 +2,7 @@
 
 from growformer.algebra import Experts, Field, Frozen, replace
 from growformer.families.llama import LLAMA
+from growformer.families.qwen2 import QWEN2
 
 QWEN2_MOE = replace(
     LLAMA,
@@ -21,7 +22,7 @@ QWEN2_MOE = replace(
         "shared_mlp": Field("shared_expert_intermediate_size"),
     },
     tensors={
-        **LLAMA.tensors,
+        **QWEN2.tensors,
         "model.layers.{layer}.mlp.gate.weight": "experts <- hidden",
         "model.layers.{layer}.mlp.experts.{experts}.gate_proj.weight": "[experts] expert_mlp <- hidden",
         "model.layers.{layer}.mlp.experts.{experts}.up_proj.weight": "[experts] expert_mlp <- hidden",
@@ -39,7 +40,6 @@ QWEN2_MOE = replace(
     },
     experts=Experts(),
     optional={
-        **LLAMA.optional,
         "model.layers.{layer}.self_attn.q_proj.bias": "qkv_bias",
         "model.layers.{layer}.self_attn.k_proj.bias": "qkv_bias",
         "model.layers.{layer}.self_attn.v_proj.bias": "qkv_bias",

@@ -2,6 +2,7 @@
 
 from growformer.algebra import Norm, replace
 from growformer.families.llama import LLAMA
+from growformer.families.mistral import MISTRAL
 
 QWEN3 = replace(
     LLAMA,
@@ -9,7 +10,11 @@ QWEN3 = replace(
     model_types=("qwen3",),
     architectures=("Qwen3ForCausalLM", "Qwen3Model"),
     tensors={
-        **LLAMA.tensors,
+        **MISTRAL.tensors,
+        "model.layers.{layer}.self_attn.q_proj.bias": "-> (q: heads key)",
+        "model.layers.{layer}.self_attn.k_proj.bias": "-> (k: kv_heads key)",
+        "model.layers.{layer}.self_attn.v_proj.bias": "-> (v: kv_heads value)",
+        "model.layers.{layer}.self_attn.o_proj.bias": "-> hidden",
         "model.layers.{layer}.self_attn.q_norm.weight": "q: * key",
         "model.layers.{layer}.self_attn.k_norm.weight": "k: * key",
     },
@@ -17,6 +22,12 @@ QWEN3 = replace(
         **LLAMA.norms,
         "q": Norm("key", "rms", eps="rms_norm_eps"),
         "k": Norm("key", "rms", eps="rms_norm_eps"),
+    },
+    optional={
+        "model.layers.{layer}.self_attn.q_proj.bias": "attention_bias",
+        "model.layers.{layer}.self_attn.k_proj.bias": "attention_bias",
+        "model.layers.{layer}.self_attn.v_proj.bias": "attention_bias",
+        "model.layers.{layer}.self_attn.o_proj.bias": "attention_bias",
     },
     per_layer={"layer_types": "each"},
     rules=(),

@@ -14,7 +14,6 @@ ROBERTA = replace(
         "RobertaForSequenceClassification",
         "RobertaForTokenClassification",
         "RobertaForQuestionAnswering",
-        "RobertaForMultipleChoice",
     ),
     tensors={
         "roberta.embeddings.word_embeddings.weight": "vocab -> hidden",
@@ -53,7 +52,7 @@ ROBERTA = replace(
         "classifier.dense.bias": "-> pooled",
         "classifier.out_proj.weight": "_ <- pooled",
         "classifier.out_proj.bias": "-> _",
-        "classifier.weight": "_ <- pooled",
+        "classifier.weight": "_ <- hidden",
         "classifier.bias": "-> _",
         "qa_outputs.weight": "_ <- hidden",
         "qa_outputs.bias": "-> _",
@@ -61,5 +60,4 @@ ROBERTA = replace(
     tied=Tied("lm_head.decoder.weight", "roberta.embeddings.word_embeddings.weight", norm="transform"),
     prefix="roberta.",
     drop=("roberta.embeddings.position_ids",),
-    when=(({"architectures": ["RobertaForTokenClassification"]}, {"tasks": {"classifier.weight": "_ <- hidden"}}),),
 )

@@ -67,6 +67,7 @@ SIGLIP = replace(
         ),
     ),
     follows={"text_config.projection_size": "vision_config.hidden_size"},
+    requires={"vision_config.vision_use_head": True},
     neutral=(
         "initializer_factor",
         "text_config.hidden_act",
@@ -86,11 +87,12 @@ SIGLIP = replace(
             {
                 "tensors": {"logit_bias": None, "text_model.head.weight": None, "text_model.head.bias": None},
                 "follows": {"text_config.projection_size": None},
+                "requires": {"vision_config.vision_use_head": None},
                 "frozen": (),
             },
         ),
         (
-            {"vision_config.vision_use_head": False},
+            {"architectures": ["SiglipForImageClassification"], "vision_config.vision_use_head": False},
             {
                 "frozen": (),
                 "axes": {"joint": None, "head_mlp": None},

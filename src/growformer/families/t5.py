@@ -109,7 +109,7 @@ T5 = Family(
     attention=Attention(scaled=False),
     layers=("layer", "decoder_layer"),
     # T5 1.1 has a head of its own and does not scale; transformers says both with one field, for it always ties.
-    tied=Tied("lm_head.weight", "transformer.shared.weight", norm="final", field="scale_decoder_outputs"),
+    tied=Tied("lm_head.weight", "transformer.shared.weight", norm="final", field=""),
     uneven=("transformer.encoder.embed_tokens.weight", "transformer.decoder.embed_tokens.weight"),
     prefix="transformer.",
     drop=("transformer.decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",),

@@ -63,7 +63,9 @@ def cover(family: Family, growth: Growth, shapes: Shapes, config: Mapping[str, A
     return Covered(prefix, names, tuple(dropped))
 
 
-def idle_rows(family: Family, pattern: TensorPattern, size: Callable[[Atom], int]) -> list[tuple[int, int]]:
+def idle_rows(
+    family: Family, pattern: TensorPattern, size: Callable[[Atom], int], turned: Mapping[str, int] | None = None
+) -> list[tuple[int, int]]:
     """The rows of a key bias that softmax cannot see, as (start, stop); none for any other tensor.
 
     What is added to every key adds the same number to all of a query's scores, unless rotary positions turn it: such a
@@ -75,9 +77,13 @@ def idle_rows(family: Family, pattern: TensorPattern, size: Callable[[Atom], int
 
     def lift(atom: Atom) -> Lift:
         attention = family.attention_of(str(atom.axis))
-        idle = attention is not None and attention.rotary is None and family.norm_over(str(atom.axis)) is None
-        key = attention is not None and idle and atom.role == "k" and atom.axis in attention.key
-        return Lift(0, (Run(size(atom), None, back=None),)) if key else Lift.identity(size(atom))
+        count = size(atom)
+        normed = family.norm_over(str(atom.axis)) is not None
+        if attention is None or normed or atom.role != "k" or atom.axis not in attention.key:
+            return Lift.identity(count)
+        rotary = attention.rotary
+        moved = 0 if rotary is None or rotary.axis != atom.axis else (turned or {}).get(rotary.axis, count)
+        return Lift(moved, (*([Run(moved, 0)] if moved else []), *([Run(count - moved)] if count > moved else [])))
 
     return [(start, start + run.count) for start, run in pattern.dims[0].lift(lift).spans() if run.new]
 

@@ -225,7 +225,8 @@ def _heads(
         if (old[kv], old[heads]) != (new[kv], new[heads]) and old[kv] != old[heads]:
             raise RequestError(f"{family.name}: linear biases tie a head to its number, and so do groups; heads stay")
         queries = alibi_places(attention.alibi, old[heads], new[heads])
-        pairs = queries if kv == heads else pairs
+        # Where every head has its own keys and values, they go where their head goes.
+        pairs = queries if kv == heads or (old[kv] == old[heads] and new[kv] == new[heads]) else pairs
     closed = method.closed.get("heads", "readers")
     dead = ""
     if across is not None and new[kv] > old[kv] and None in pairs:
@@ -240,7 +241,7 @@ def _heads(
         out = [replace(out[0], dead=dead)]
     if attention.group is not None:
         group, grown = old[attention.group], new[attention.group]
-        if [p for p in pairs if p is not None] != list(range(old[kv])):
+        if sorted(p for p in pairs if p is not None) != list(range(old[kv])):
             raise RequestError(f"{family.name} stores a group's queries beside its keys: groups cannot be split")
         out.append(AxisGrowth(attention.group, Lift.place(group, range(group), grown), closed))
     return out

@@ -78,6 +78,15 @@ def _grown(rotary: Rotary, rope: Rope, key: AxisGrowth, notes: list[str]) -> Rop
     return {**rope, "rope_theta": base}
 
 
+def turned_channels(rotary: Rotary, size: int, full: Mapping[str, Any]) -> int:
+    """How many of a head's channels turn."""
+    if rotary.turned:
+        return int(full[rotary.turned])
+    if not rotary.partial:
+        return size
+    return int(size * float(ropes(full).get("", {}).get("partial_rotary_factor", 1.0)))
+
+
 def turned_fraction(turned: int, size: int) -> float:
     """The fraction f with int(size * f) == turned, nearest to turned / size (a plain quotient misses one in many)."""
     fraction = turned / size

@@ -10,6 +10,7 @@ from growformer.checkpoint import TensorFiles
 from growformer.checkpoint.stock import full_config
 from growformer.planning import Plan
 from growformer.planning.build import idle_rows, stored_dims
+from growformer.planning.rotary import turned_channels
 from growformer.planning.sizes import size_of
 from growformer.proof.case import Case
 from growformer.proof.claims import Claim
@@ -37,6 +38,8 @@ def _trainable_new_entries(case: Case) -> tuple[dict[str, torch.Tensor], int]:
     full = full_config(case.target_config)[0]
 
     masks, idle = new_entries(case.plan), 0
+    rotaries = [attention.rotary for attention in case.family.attentions if attention.rotary is not None]
+    turned = {r.axis: turned_channels(r, size_of(case.family.axes[r.axis], full), full) for r in rotaries}
     for name, mask in masks.items():
 
         def size(atom: Atom, stored: int = mask.shape[0] if mask.dim() else 1) -> int:
@@ -44,7 +47,7 @@ def _trainable_new_entries(case: Case) -> tuple[dict[str, torch.Tensor], int]:
                 return atom.axis
             return stored if atom.axis == WILD else size_of(case.family.axes[atom.axis], full)
 
-        for start, stop in idle_rows(case.family, _pattern(case, name)[1], size):
+        for start, stop in idle_rows(case.family, _pattern(case, name)[1], size, turned):
             idle += int(mask[start:stop].sum())
             mask[start:stop] = False
     return masks, idle
@@ -90,7 +93,7 @@ def alive(case: Case, measured: dict[str, Any]) -> Claim:
     }
     found = f"{total - sum(named.values()) - late:,} of {total:,} new entries within two passes"
     if late:
-        found += f" and {late:,} in the third (a norm stands between the last branch and a tied head)"
+        found += f" and {late:,} in the third (gains of norms whose input starts closed)"
     if idle:
         found += f" ({idle:,} key biases aside, which softmax sees in no model)"
     if aside:
@@ -109,11 +112,15 @@ def alive(case: Case, measured: dict[str, Any]) -> Claim:
 
 
 def _third_pass(case: Case) -> bool:
-    """Whether the head's new columns are the embedding's, and what the last branch adds passes a norm of its own.
+    """Whether a norm's new gains wait for its input, which waits for what reads it, and nothing exact is open sooner.
 
-    The columns start at zero for the stream to be closed, and wait for the first step; so do the branch's new rows, for
-    the columns; and so does the norm's new gain, for the rows. Nothing exact is open sooner.
+    A head that is tied reads new columns of zero, for the stream to be closed: the last branch's new rows wait for the
+    columns, and the gain of a norm behind that branch for the rows. Under one norm over all heads, a new head's query
+    rows are zero and wait for its output columns, and the norm's gain for the rows.
     """
+    grown = {axis for axis, entry in case.plan.axes.items() if entry["old"] != entry["new"]}
+    if any(len(norm.axes) > 1 and grown & set(norm.axes[:-1]) for norm in case.family.norms.values()):
+        return True
     tied = case.family.tied
     with TensorFiles.open(case.source) as files:
         stored = tied is not None and tied.head in files

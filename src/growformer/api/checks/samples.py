@@ -149,13 +149,16 @@ def save_tiny(
     model = cls(cls.config_class.from_dict(raw))
     generator = torch.Generator().manual_seed(0)
     stored = set(model.state_dict())
+    # Scores that nothing divides by the head size would saturate the softmax, which then magnifies every rounding.
+    divided = all(attention.scaled for attention in family.attentions) or "q" in family.norms
+    spread = 0.3 if divided else 0.15
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if name not in stored or not tensor.is_floating_point():
                 continue
             drawn = torch.randn(tensor.shape, generator=generator, dtype=torch.float32)
             gain = tensor.dim() == 1 and name.endswith("weight")
-            tensor.copy_(1 + 0.3 * drawn if gain else 0.3 * drawn)
+            tensor.copy_(1 + 0.3 * drawn if gain else spread * drawn)
     bar = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()
     try:
