@@ -6,6 +6,7 @@
 import argparse
 import hashlib
 import importlib.metadata
+import json
 import sys
 import time
 from collections.abc import Iterable
@@ -91,7 +92,8 @@ def main() -> int:
         results = {"sources": key, "versions": versions, "families": {n: report.slim(t) for n, t in found.items()}}
         RESULTS.write_text(report.dumps(results), encoding="utf-8")
         PAGE.parent.mkdir(exist_ok=True)
-        PAGE.write_text(report.markdown(results), encoding="utf-8")
+        # From the file, as everybody else makes it: JSON orders its keys.
+        PAGE.write_text(report.markdown(json.loads(RESULTS.read_text(encoding="utf-8"))), encoding="utf-8")
     return int(bool(bad))
 
 
