@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from growformer.algebra import Atom, Attention, Family, Field, Frozen, Norm, Tied, replace
+from growformer.algebra import Atom, Attention, Family, Field, Frozen, Lends, Norm, Tied, replace
 from growformer.errors import PatternError
 
 FAMILY = Family(
@@ -236,3 +236,52 @@ def test_index_axes_of_patterns_stand_where_the_streams_say() -> None:
 
 def test_frozen_is_for_ever_unless_it_says_otherwise() -> None:
     assert Frozen(("key",), "why").unless == {}
+
+
+# --- layers of several kinds -----------------------------------------------------------------------------------------
+
+KINDS = replace(
+    FAMILY,
+    tensors={
+        "model.layers.{layer:near}.up": "mlp <- hidden",
+        "model.layers.{layer:far_own}.up": "(q: mlp) <- hidden",
+        "model.layers.{layer}.scalar": "* 1",
+        "model.layers.{layer}.norm": "pre: * hidden",
+    },
+    drop=("model.layers.{layer:last}.down",),
+    per_layer={"types": "each", "shared": "last"},
+    kinds={
+        "near": {"types": "near"},
+        "far_own": {"types": "far", "shared": False},
+        "last": {"shared": True},
+    },
+    lends=Lends("types", "shared"),
+)
+
+
+def test_kinds_of_layers_are_placed_by_the_config() -> None:
+    size = KINDS.axes["layer"]
+    assert isinstance(size, Field)
+    config = {size.name: 5, "types": ["far", "near", "far", "near", "far"], "shared": 2}
+    family = KINDS.of(config)
+    assert family.placed == {"near": {1, 3}, "far_own": {0, 2}, "last": {3, 4}}
+    assert family.lenders == {1, 2}
+    assert family.find("model.layers.3.up")[0].kind == "near" and family.find("model.layers.2.up")[0].kind == "far_own"
+    with pytest.raises(PatternError, match="no pattern covers it"):
+        family.find("model.layers.4.up")  # far, and not of its own
+    assert family.drops("model.layers.4.down") and not family.drops("model.layers.2.down")
+    again = family.of({**config, "types": config["types"][::-1], "shared": 0})  # of a grown model, say
+    assert again.placed["near"] == {1, 3} and again.placed["last"] == set() and again.lenders == set()
+    with pytest.raises(PatternError, match="there is no kind middle of layers"):
+        _ = replace(KINDS, tensors={"a.{layer:middle}": "mlp <- hidden"}).patterns
+
+
+def test_a_number_that_multiplies_what_passes() -> None:
+    passing = [name.text for name, pattern in KINDS.patterns if KINDS.passes(pattern)]
+    assert passing == ["model.layers.{layer}.scalar"]
+
+
+def test_roles_have_a_side() -> None:
+    family = replace(FAMILY, attention=(Attention(), Attention(heads="far", roles=("far_q", "far_k", "far_v"))))
+    roles = ("q", "k", "v", "far_q", "far_k", "far_v", "pre", None)
+    assert [family.side(role) for role in roles] == ["q", "k", "v", "q", "k", "v", None, None]

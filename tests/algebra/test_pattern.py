@@ -212,7 +212,18 @@ def test_name_patterns_match_nothing_else(other: str) -> None:
     assert NamePattern("model.layers.{layer}.mlp.experts.{expert}.up_proj.weight").match(other) is None
 
 
-@pytest.mark.parametrize("text", ["model.layers.{layer=0}.weight", "a.{}.b", "a.{0}.b"])
+def test_a_name_may_speak_of_one_kind_of_layers() -> None:
+    text = "model.layers.{layer:wide}.experts.{expert}.weight"
+    name = NamePattern(text, frozenset({1, 3}))
+    assert (name.axes, name.kind, NamePattern("a.{layer}.b").kind) == (("layer", "expert"), "wide", "")
+    assert name.format({"layer": 1, "expert": 0}) == "model.layers.1.experts.0.weight"
+    assert name.match("model.layers.2.experts.4.weight") == {"layer": 2, "expert": 4}  # of whatever kind
+    assert name.has((3, 0)) and not name.has((2, 1)) and NamePattern(text).has((2, 1))
+
+
+@pytest.mark.parametrize(
+    "text", ["model.layers.{layer=0}.weight", "a.{layer:}.b", "a.{layer:2}.b", "a.{}.b", "a.{0}.b"]
+)
 def test_a_name_with_anything_but_an_axis_in_braces_is_refused(text: str) -> None:
     with pytest.raises(PatternError, match=r"such as \{layer\}"):
         NamePattern(text)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from growformer.algebra import Field, Ratio, Times, assigned, fields_of, lookup
+from growformer.algebra import Field, Layered, Ratio, Times, assigned, fields_of, lookup
 
 CONFIG = {"a": 1, "part": {"b": 2, "deep": {"c": 3}}, "none": None}
 
@@ -57,6 +57,7 @@ def test_what_was_assigned_is_found(before: list[tuple[str, int]], name: str, va
     [
         (Field("n"), {"n"}),
         (Field("n", default=Times(4, "h")), {"n", "h"}),
+        (Field("n", default=Layered("h", "far")), {"n", "h", "layer_types", "per_layer_config"}),
         (Field("n", default=Field("m", default=Ratio("h", "e"))), {"n", "m", "h", "e"}),
         (Ratio("h", "e"), {"h", "e"}),
         (Times(4, "h"), {"h"}),

@@ -189,8 +189,8 @@ def test_what_cannot_learn_is_named(name: str) -> None:
     (said,) = CASES[name].grow().plan.dead
     assert "zero times zero has no gradient" in said
     works = {
-        "normed keys, dead": "head_dim=12 is alive",
-        "one norm for all heads, dead key": "head_dim=12 is alive",
+        "normed keys, dead": "key_size=12 is alive",
+        "one norm for all heads, dead key": "key_size=12 is alive",
         "one norm for all heads, dead groups": "2 -> 3 key/value heads",
     }
     assert works[name] in said

@@ -124,6 +124,20 @@ def test_an_expert_that_no_token_chooses_is_named(folders: Mapping[str, Path]) -
     assert len(chosen) == 3, "all scores are equal, so the same two experts are taken every time"
 
 
+def test_a_gelu_that_rounds_to_zero_is_no_dead_unit(folders: Mapping[str, Path]) -> None:
+    model = build64(folders["bert-base"])
+    inputs = covering_inputs(model, True)
+    up, down = model.encoder.layer[0].intermediate.dense, model.encoder.layer[0].output.dense
+    up.bias.data[3] = -1e3
+    name = "encoder.layer.0.intermediate.dense.weight"
+    mask = {name: torch.zeros(up.weight.shape, dtype=torch.bool)}
+    mask[name][3] = True
+    assert bool((torch.nn.functional.gelu(up.bias[3]) == 0).all())
+    assert int(still_dead(model, mask, inputs)[name].sum()) == 0
+    up.weight.data[3] = up.bias.data[3] = down.weight.data[:, 3] = 0
+    assert bool(still_dead(model, mask, inputs)[name][3].all())
+
+
 def test_a_unit_that_is_off_for_all_data_is_no_dead_unit(folders: Mapping[str, Path]) -> None:
     """ReLU leaks while aliveness is judged; what is closed on both sides still has no gradient."""
     model = build64(folders["opt"])

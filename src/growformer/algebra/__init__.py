@@ -1,12 +1,12 @@
 """Axes, patterns, lifts, fills, and the types a family or a method is declared with; no files, no transformers."""
 
-from growformer.algebra.facts import Attention, Divides, Experts, Frozen, Norm, Power, Rotary, Tied
+from growformer.algebra.facts import Attention, Divides, Experts, Frozen, Lends, Norm, Power, Rotary, Tied
 from growformer.algebra.family import OUTSIDE, Family, PerLayer, replace
 from growformer.algebra.fill import Fill
 from growformer.algebra.lift import ONE, Factor, Lift, Run, concat, product
 from growformer.algebra.method import Method, Side
 from growformer.algebra.pattern import RAW, WILD, Atom, Dim, NamePattern, TensorPattern
-from growformer.algebra.sizes import Field, Ratio, Size, Times, assigned, fields_of, lookup
+from growformer.algebra.sizes import Field, Layered, Ratio, Size, Times, assigned, fields_of, layered, lookup
 
 __all__ = [
     "ONE",
@@ -23,6 +23,8 @@ __all__ = [
     "Field",
     "Fill",
     "Frozen",
+    "Layered",
+    "Lends",
     "Lift",
     "Method",
     "NamePattern",
@@ -40,6 +42,7 @@ __all__ = [
     "assigned",
     "concat",
     "fields_of",
+    "layered",
     "lookup",
     "product",
     "replace",

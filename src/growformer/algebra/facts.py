@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
+
+from growformer.algebra.sizes import lookup
 
 
 @dataclass(frozen=True)
@@ -19,15 +21,15 @@ class Norm:
         gain: what the stored gain w multiplies by: "w", "1+w" (Gemma, Nemotron), or None where there is no gain, so
             that whatever a gain would take up falls to what reads the axis.
         output: where it goes: "branch" (to the readers of the axis), "added" (back onto the stream: a norm on a
-            branch's output, which also closes a new layer), or "stream" (it is the stream: an embedding norm, a
-            post-norm).
+            branch's output, which also closes a new layer), "inner" (into a sum that an "added" norm reads, as the
+            stream would be: two branches side by side), or "stream" (it is the stream: an embedding norm, a post-norm).
     """
 
     axis: str | tuple[str, ...]
     kind: Literal["rms", "layer"]
     eps: str | float
     gain: Literal["w", "1+w"] | None = "w"
-    output: Literal["branch", "added", "stream"] = "branch"
+    output: Literal["branch", "added", "inner", "stream"] = "branch"
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -49,6 +51,7 @@ class Rotary:
         partial: the older key of rope_parameters.partial_rotary_factor where only the first channels turn, by that
             fraction, under every rope type ("partial_rotary_factor", "rotary_pct"); empty: all channels turn.
         turned: the config field that counts the channels that turn (GPT-J's rotary_dim), in place of a fraction.
+        set: of rope parameters that are stated for each layer type, those of this type alone; empty: all.
         steady: rope types whose frequencies theta^(-2i/n) stay where they are under theta' = theta^(n'/n).
         inside: those of them for which that holds only up to max_position_embeddings.
     """
@@ -57,6 +60,7 @@ class Rotary:
     layout: Literal["half", "interleaved"] = "half"
     partial: str = ""
     turned: str = ""
+    set: str = ""
     steady: tuple[str, ...] = ("default", "linear", "llama3", "yarn", "dynamic")
     inside: tuple[str, ...] = ("dynamic",)
 
@@ -68,17 +72,18 @@ class Rotary:
 
 @dataclass(frozen=True)
 class Attention:
-    """Facts of attention. Query, key and value tensors carry the roles q, k and v.
+    """Facts of attention.
 
     Attributes:
         heads: the axis of query heads.
         kv_heads: the axis of key/value heads where it is another one (head h reads head h // (heads / kv_heads) of it).
         group: the axis of a key/value head's query heads, where patterns write heads as (kv_heads group).
         key: the axes that the dot product sums over.
-        value: the axis of a head's values.
+        value: the axis of a head's values; that of its keys where keys are the values as well.
         scaled: scores are divided by the square root of the sizes of `key`, summed.
         rotary: rotary positions, or None.
         alibi: how the slopes of linear biases follow from the number of heads, or None.
+        roles: those of its query, key and value tensors, and of the norms over queries and keys.
     """
 
     heads: str = "heads"
@@ -89,6 +94,7 @@ class Attention:
     scaled: bool = True
     rotary: Rotary | None = None
     alibi: Literal["bloom", "mpt"] | None = None
+    roles: tuple[str, str, str] = ("q", "k", "v")
 
 
 @dataclass(frozen=True)
@@ -111,7 +117,11 @@ class Experts:
 
 @dataclass(frozen=True)
 class Power:
-    """A tensor's output is multiplied, in the code, by the size of an axis to this power (Gemma: hidden to 1/2)."""
+    """A tensor's output is multiplied, in the code, by the size of an axis to this power (Gemma: hidden to 1/2).
+
+    What the role may stand on: a writer of that axis where it is the stream; a norm over it, whose gain then takes the
+    power up; or what a reader of it writes (Gemma 4's projection to all layers: hidden to -1/2).
+    """
 
     axis: str
     exponent: Fraction
@@ -148,6 +158,27 @@ class Frozen:
     axes: tuple[str, ...]
     reason: str
     unless: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Lends:
+    """The last layers have no keys and values of their own: they take those of the last layer of their type before.
+
+    No new layer may come right behind such a lender, which would lend in its place.
+
+    Attributes:
+        types: the config field that lists the type of each layer.
+        count: the config field that says how many of the last layers borrow.
+    """
+
+    types: str = "layer_types"
+    count: str = "num_kv_shared_layers"
+
+    def lenders(self, config: Mapping[str, Any]) -> frozenset[int]:
+        """The numbers of the layers that lend."""
+        types, count = lookup(config, self.types) or (), lookup(config, self.count) or 0
+        own = {kind: i for i, kind in enumerate(types[: len(types) - count])}
+        return frozenset(own.values()) if count else frozenset()
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
-from growformer.algebra.facts import Attention, Divides, Experts, Frozen, Norm, Power, Tied
+from growformer.algebra.facts import Attention, Divides, Experts, Frozen, Lends, Norm, Power, Tied
 from growformer.algebra.pattern import Atom, NamePattern, TensorPattern
-from growformer.algebra.sizes import Size, fields_of, lookup
+from growformer.algebra.sizes import Field, Size, fields_of, lookup
 from growformer.errors import PatternError
 
 __all__ = ["OUTSIDE", "Family", "PerLayer", "replace"]
@@ -19,9 +19,10 @@ OUTSIDE = ("vocab", "positions")
 
 _HEADS = ("ForCausalLM", "ForMaskedLM", "LMHead", "ForConditionalGeneration", "ForPreTraining", "DoubleHeads")
 
-PerLayer = Literal["each", "runs", "numbers", "first"]
+PerLayer = Literal["each", "runs", "numbers", "first", "last", "keyed"]
 """How a config field speaks of layers: a list with one entry each; a list of [entries, times] (GPT-Neo); a list of
-layer numbers; or the number of the first layers that it holds for."""
+layer numbers; the number of the first, or the last, layers that it holds for; or an object with entries by layer
+number, which may leave layers out."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,9 @@ class Family:
         prefix: the part of the names that a bare backbone's checkpoint leaves out.
         drop: names of old buffers that are computed, not stored, and are left behind.
         per_layer: config fields that speak of single layers, with how they do.
+        kinds: by a name that tensor names pin layers by (``{layer:wide}``), the layers meant: those for which every
+            one of these `per_layer` fields has this entry ("each"), or counts them among its own or not ("last").
+        lends: where the last layers take keys and values from others, how.
         settled: how many of the first layers no new layer may come before.
         rules: what the config class demands.
         follows: config fields that repeat another field's value, and grow with it.
@@ -60,6 +64,8 @@ class Family:
             changes replace this family's attributes (mappings are merged, and None takes an entry away).
         sample: config fields of a tiny model for tests, sizes pairwise different.
         variants: changes to the sample that make other models of the family.
+        placed: by kind, the numbers of its layers in the config's model; worked out by `of`.
+        lenders: the numbers of the layers that lend keys and values in the config's model; worked out by `of`.
     """
 
     name: str
@@ -81,6 +87,8 @@ class Family:
     prefix: str = ""
     drop: tuple[str, ...] = ()
     per_layer: Mapping[str, PerLayer] = field(default_factory=dict)
+    kinds: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    lends: Lends | None = None
     settled: int = 0
     rules: tuple[Divides, ...] = ()
     follows: Mapping[str, str] = field(default_factory=dict)
@@ -91,6 +99,8 @@ class Family:
     when: tuple[tuple[Mapping[str, object], Mapping[str, Any]], ...] = ()
     sample: Mapping[str, object] = field(default_factory=dict)
     variants: tuple[Mapping[str, object], ...] = ()
+    placed: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    lenders: frozenset[int] = frozenset()
 
     def of(self, config: Mapping[str, Any]) -> Family:
         """This family as a config has it: every change of `when` whose conditions hold, made.
@@ -106,13 +116,43 @@ class Family:
         # What only another variant speaks of is known, and does not matter here.
         spoken = {name for size in self.axes.values() for name in fields_of(size)}
         spoken |= {name for conditions, _ in self.when for name in conditions}
-        return replace(family, when=(), neutral=(*family.neutral, *sorted(spoken - set(family.neutral))))
+        return replace(
+            family,
+            when=(),
+            neutral=(*family.neutral, *sorted(spoken - set(family.neutral))),
+            placed={kind: family._members(kind, config) for kind in family.kinds},
+            lenders=family.lends.lenders(config) if family.lends is not None else frozenset(),
+        )
+
+    def _members(self, kind: str, config: Mapping[str, Any]) -> frozenset[int]:
+        """The numbers of the layers of one kind."""
+        size = self.axes[self.layer]
+        found = lookup(config, size.name) if isinstance(size, Field) else None
+        count = found if isinstance(found, int) else 0
+        members = set(range(count))
+        for name, wanted in self.kinds[kind].items():
+            value = lookup(config, name)
+            if self.per_layer.get(name) == "last":
+                members = {i for i in members if (i >= count - (value or 0)) == wanted}
+            else:
+                members = {i for i in members if i < len(value or ()) and value[i] == wanted}
+        return frozenset(members)
 
     @cached_property
     def patterns(self) -> tuple[tuple[NamePattern, TensorPattern], ...]:
         """Every tensor's name and pattern, parsed."""
         both = {**self.tensors, **self.tasks}
-        return tuple((NamePattern(n), TensorPattern.parse(text).indexed(self.streams)) for n, text in both.items())
+        return tuple((self._name(n), TensorPattern.parse(text).indexed(self.streams)) for n, text in both.items())
+
+    @cached_property
+    def _dropped(self) -> tuple[NamePattern, ...]:
+        return tuple(self._name(text) for text in self.drop)
+
+    def _name(self, text: str) -> NamePattern:
+        kind = NamePattern(text).kind
+        if kind and kind not in self.kinds:
+            raise PatternError(f"family {self.name}: tensor name {text!r}: there is no kind {kind} of layers")
+        return NamePattern(text, self.placed.get(kind, frozenset()) if kind else None)
 
     @cached_property
     def attentions(self) -> tuple[Attention, ...]:
@@ -142,11 +182,15 @@ class Family:
         Raises:
             PatternError: where none or several do.
         """
-        hits = [(n, p, index) for n, p in self.patterns if (index := n.match(name)) is not None]
+        hits = [(n, p, index) for n, p in self.patterns if (index := _index(n, name)) is not None]
         if len(hits) != 1:
             said = "no pattern covers it" if not hits else f"{len(hits)} patterns cover it"
             raise PatternError(f"family {self.name}: tensor {name!r}: {said}")
         return hits[0]
+
+    def drops(self, name: str) -> bool:
+        """Whether the tensor `name` is left behind."""
+        return any(_index(pattern, name) is not None for pattern in self._dropped)
 
     def full_name(self, disk: str, prefix: str) -> str:
         """The name that patterns know a tensor by: a bare backbone leaves `prefix` out, but heads never had it."""
@@ -189,10 +233,30 @@ class Family:
             return any(atom.role in added for atom in pattern.atoms())
         return any(atom.axis in self.streams and atom.stand == "write" for atom in pattern.atoms())
 
+    def side(self, role: str | None) -> Literal["q", "k", "v"] | None:
+        """Whether tensors of a role are the queries, keys or values of an attention; None for any other role."""
+        for attention in self.attentions:
+            if role in attention.roles:
+                sides: tuple[Literal["q", "k", "v"], ...] = ("q", "k", "v")
+                return sides[attention.roles.index(role)]
+        return None
+
+    @staticmethod
+    def passes(pattern: TensorPattern) -> bool:
+        """Whether a tensor is but a number that multiplies what passes, the stream perhaps: a new layer's is 1."""
+        atoms = list(pattern.atoms())
+        return bool(atoms) and all(atom.stand == "gain" and isinstance(atom.axis, int) for atom in atoms)
+
     def offset(self, atom: Atom) -> int:
         """What the code adds to the stored numbers of a norm's gain before it multiplies: 1 or 0."""
         norm = self.norms.get(atom.role or "") if atom.stand == "gain" else None
         return 0 if norm is None else norm.offset
+
+
+def _index(pattern: NamePattern, name: str) -> dict[str, int] | None:
+    """The values of a source tensor's index axes under a name pattern, or None where it is no such tensor."""
+    index = pattern.match(name)
+    return index if index is not None and pattern.has(tuple(index.values())) else None
 
 
 def _merged(old: Any, new: Any, values: bool) -> Any:

@@ -20,7 +20,7 @@ group in parentheses: a product, or with ``|`` a concatenation. A bracketed axis
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Literal
@@ -219,29 +219,57 @@ class _Parser:
         return dims[0] if len(dims) == 1 else Dim("product", None, tuple(dims))
 
 
+_INDEX = re.compile(r"{([A-Za-z_]\w*)(?::([A-Za-z_]\w*))?}")
+
+
 @dataclass(frozen=True)
 class NamePattern:
-    """A tensor's name with index axes in braces: ``model.layers.{layer}.mlp.up_proj.weight``."""
+    """A tensor's name with index axes in braces: ``model.layers.{layer}.mlp.up_proj.weight``.
+
+    ``{layer:sliding}`` stands for the layers of one kind only (see `Family.kinds`).
+
+    Attributes:
+        text: the name.
+        only: the numbers of the layers of that kind in the source; None: all.
+    """
 
     text: str
+    only: frozenset[int] | None = None
 
     def __post_init__(self) -> None:
-        if "{" in re.sub(r"{[A-Za-z_]\w*}", "", self.text):
+        if "{" in _INDEX.sub("", self.text):
             raise PatternError(f"tensor name {self.text!r}: an index axis is a name in braces, such as {{layer}}")
 
     @cached_property
     def axes(self) -> tuple[str, ...]:
-        return tuple(re.findall(r"{(\w+)}", self.text))
+        return tuple(axis for axis, _ in _INDEX.findall(self.text))
+
+    @cached_property
+    def kind(self) -> str:
+        """The kind of layers that the name speaks of; empty: all."""
+        return next((kind for _, kind in _INDEX.findall(self.text) if kind), "")
 
     @cached_property
     def _regex(self) -> re.Pattern[str]:
-        pieces = re.split(r"{\w+}", self.text)
+        pieces = re.split(r"{\w+}", self._plain)
         return re.compile(r"(0|[1-9]\d*)".join(re.escape(piece) for piece in pieces))
 
+    @cached_property
+    def _plain(self) -> str:
+        return _INDEX.sub(r"{\1}", self.text)
+
+    @cached_property
+    def _pinned(self) -> int:
+        return next((i for i, (_, kind) in enumerate(_INDEX.findall(self.text)) if kind), 0)
+
+    def has(self, index: Sequence[int]) -> bool:
+        """Whether the source may have the tensor of this name at these values of its index axes."""
+        return self.only is None or index[self._pinned] in self.only
+
     def match(self, name: str) -> dict[str, int] | None:
-        """The value of each index axis in `name`, or None where the name is another."""
+        """The value of each index axis in `name`, or None where the name is another; of whatever kind the layer is."""
         found = self._regex.fullmatch(name)
         return None if found is None else dict(zip(self.axes, map(int, found.groups()), strict=True))
 
     def format(self, index: Mapping[str, int]) -> str:
-        return self.text.format(**index)
+        return self._plain.format(**index)

@@ -15,7 +15,7 @@ class Field:
     """
 
     name: str
-    default: Ratio | Times | Field | None = None
+    default: Ratio | Times | Field | Layered | None = None
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,24 @@ class Times:
     field: str
 
 
-Size = Field | Ratio | Times
+@dataclass(frozen=True)
+class Layered:
+    """A size that layers of one type have to themselves (Gemma 4's larger heads in layers of full attention).
+
+    Attributes:
+        field: the config field that holds it for all layers.
+        type: the entry of `types` that the layers have.
+        types: the config field that lists the type of each layer.
+        overrides: the config field that holds, by layer number, values other than that of `field`.
+    """
+
+    field: str
+    type: str
+    types: str = "layer_types"
+    overrides: str = "per_layer_config"
+
+
+Size = Field | Ratio | Times | Layered
 
 
 def lookup(config: Mapping[str, Any], name: str) -> Any:
@@ -59,6 +76,15 @@ def assigned(config: Mapping[str, Any], name: str, value: Any) -> dict[str, Any]
     return out
 
 
+def layered(size: Layered, config: Mapping[str, Any]) -> set[Any]:
+    """Every value that layers of its type give a size: one, unless they differ among themselves."""
+    stated = lookup(config, size.overrides) or {}
+    own = {int(layer): entry for layer, entry in stated.items()}
+    numbers = [i for i, kind in enumerate(lookup(config, size.types) or ()) if kind == size.type]
+    common = lookup(config, size.field)
+    return {own.get(i, {}).get(size.field, common) for i in numbers} or {common}
+
+
 def fields_of(size: Size | None) -> set[str]:
     """Every config field that a size is made of."""
     match size:
@@ -68,4 +94,6 @@ def fields_of(size: Size | None) -> set[str]:
             return {size.over, size.by}
         case Times():
             return {size.field} | ({size.times} if isinstance(size.times, str) else set())
+        case Layered():
+            return {size.field, size.types, size.overrides}
     return set()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from growformer.algebra import Family, Ratio, Size, Times
+from growformer.algebra import Family, Layered, Ratio, Size, Times
 from growformer.cli import show
 from growformer.errors import RequestError
 from growformer.families import FAMILIES
@@ -83,6 +83,8 @@ def _size_text(size: Size) -> str:
         return f"{size.over} / {size.by}"
     if isinstance(size, Times):
         return f"{size.times} {size.field}"
+    if isinstance(size, Layered):
+        return f"{size.field} of {size.type} layers"
     return size.name if size.default is None else f"{size.name} (default {_size_text(size.default)})"
 
 

@@ -11,7 +11,7 @@ from growformer.algebra import ONE, WILD, Atom, Dim, Factor, Family, Fill, Lift,
 from growformer.errors import PatternError
 from growformer.planning.growth import Growth
 from growformer.planning.plan import TensorPlan
-from growformer.planning.ports import gain_factor, port
+from growformer.planning.ports import gain_factor, port, power
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -41,14 +41,13 @@ def cover(family: Family, growth: Growth, shapes: Shapes, config: Mapping[str, A
     """
     bare = bool(family.prefix) and not any(name.startswith(family.prefix) for name in shapes)
     prefix = family.prefix if bare else ""
-    drops = [NamePattern(text) for text in family.drop]
     names: dict[str, dict[tuple[int, ...], str]] = {name.text: {} for name, _ in family.patterns}
     dropped: list[str] = []
     tied = family.tied
     for disk, shape in shapes.items():
         head = tied is not None and disk == tied.head
         full = family.full_name(disk, prefix)
-        if (head and growth.tied) or any(drop.match(full) is not None for drop in drops):
+        if (head and growth.tied) or family.drops(full):
             dropped.append(disk)
             continue
         name, pattern, index = family.find(full)
@@ -79,7 +78,7 @@ def idle_rows(
         attention = family.attention_of(str(atom.axis))
         count = size(atom)
         normed = family.norm_over(str(atom.axis)) is not None
-        if attention is None or normed or atom.role != "k" or atom.axis not in attention.key:
+        if attention is None or normed or family.side(atom.role) != "k" or atom.axis not in attention.key:
             return Lift.identity(count)
         rotary = attention.rotary
         moved = 0 if rotary is None or rotary.axis != atom.axis else (turned or {}).get(rotary.axis, count)
@@ -147,10 +146,10 @@ def _check_whole(
     for name, _ in family.patterns:
         have = set(names[name.text])
         olds = (tuple(old.values()) for _, old in _indices(growth, name.axes))
-        want = {tuple(v for v in old if v is not None) for old in olds if None not in old}
+        want = {whole for old in olds if None not in old and name.has(whole := tuple(v for v in old if v is not None))}
         head = family.tied is not None and name.text == family.tied.head
         switch = family.optional.get(name.text)
-        if switch is not None and bool(have) != bool(lookup(config, switch)):
+        if switch is not None and want and bool(have) != bool(lookup(config, switch)):
             value = lookup(config, switch)
             raise PatternError(
                 f"family {family.name}: config.json says {switch}={value!r}, and the checkpoint has "
@@ -192,7 +191,7 @@ def tensor_plans(family: Family, growth: Growth, covered: Covered, shapes: Shape
         if not sources:
             continue
         for new, old in _indices(growth, name.axes):
-            like = _like(growth, new, sources, exact=name.text in family.uneven)
+            like = _like(growth, new, sources, exact=name.text in family.uneven or name.only is not None)
             if like is None:
                 continue
             plan = _tensor_plan(family, growth, covered.prefix, name, pattern, new, old, sources[like], shapes)
@@ -224,7 +223,8 @@ def _tensor_plan(
     disk = name.format(new)
     disk = disk[len(prefix) :] if prefix and disk.startswith(prefix) else disk
     is_new = None in old.values()
-    closes = is_new and family.closes_layer(name, pattern)
+    passes = is_new and family.passes(pattern)
+    closes = passes or (is_new and family.closes_layer(name, pattern))
     sizes = dict(zip(map(id, stored_dims(name, pattern)), shapes[like], strict=True))
 
     def lift(dim: Dim, atom: Atom) -> Lift:
@@ -238,6 +238,7 @@ def _tensor_plan(
 
     dims = [dim.lift(lambda atom, dim=dim: lift(dim, atom)) for dim in stored_dims(name, pattern)]  # type: ignore[misc]
     if not is_new:
+        dims = _powered(family, growth, pattern, new, dims)
         dims = _by_name(family, growth, name, pattern, new, dims)
         dims = _weighed(family, prefix, pattern, old, dims)
     gains = [atom for atom in pattern.atoms() if atom.stand == "gain" and isinstance(atom.axis, str)]
@@ -251,7 +252,8 @@ def _tensor_plan(
     else:
         fill = Fill("normal", like)
     shift = any(atom.stand == "shift" for atom in pattern.atoms())
-    offset = max((family.offset(atom) for atom in gains), default=0)
+    # What passes through a new layer is multiplied by 1, which is closed less one.
+    offset = -1 if passes else max((family.offset(atom) for atom in gains), default=0)
     source = None if is_new else like
     return TensorPlan(disk, source, tuple(dims), is_new and not closes and not shift, fill, name.text, offset)
 
@@ -261,6 +263,19 @@ def _product(factors: Iterable[Factor]) -> Factor:
     for factor in factors:
         out = out * factor
     return out
+
+
+def _powered(
+    family: Family, growth: Growth, pattern: TensorPattern, index: Mapping[str, int], dims: list[Lift]
+) -> list[Lift]:
+    """The dims, where the code multiplies what the tensor writes by a power of the size of an axis that it reads."""
+    writes = {atom.role for atom in pattern.atoms() if atom.stand == "write"}
+    factor = ONE
+    for atom in pattern.atoms():
+        if atom.stand == "read" and isinstance(atom.axis, str) and atom.axis != WILD:
+            axis = growth.at(atom.axis, index)
+            factor = _product([factor, *(power(family, axis, role) for role in writes)])
+    return dims if factor == ONE or not dims else [dims[0].times(factor), *dims[1:]]
 
 
 def _by_name(

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from fractions import Fraction
 from typing import Any
 
-from growformer.algebra import Family, PerLayer, assigned, fields_of, lookup
+from growformer.algebra import Family, Field, Layered, PerLayer, assigned, fields_of, lookup
 from growformer.errors import RequestError
 from growformer.planning.growth import AxisGrowth, Growth
 from growformer.planning.ports import eps_factor
@@ -58,6 +58,7 @@ def check_fields(
         value = lookup(full, eps)
         if not isinstance(value, float) or not 0 <= value < math.inf:
             raise RequestError(f"config.json: {eps}={value!r}; an eps is a finite number, 0 or more, such as 1e-05")
+    _check_keyed(family, full)
     known = BASE_FIELDS | known_fields(family)
     carried, notes = list[str](), list[str]()
     for name, value in _leaves(known, full):
@@ -80,6 +81,20 @@ def check_fields(
     return notes
 
 
+def _check_keyed(family: Family, full: Mapping[str, Any]) -> None:
+    """Refuse what a config states of single layers and no size of the family is."""
+    owns = [size.default if isinstance(size, Field) else size for size in family.axes.values()]
+    sizes = [size for size in owns if isinstance(size, Layered)]
+    for name in (name for name, kind in family.per_layer.items() if kind == "keyed"):
+        for layer, entry in (lookup(full, name) or {}).items():
+            served = {s.field for s in sizes if s.overrides == name and full[s.types][int(layer)] == s.type}
+            if odd := sorted(set(entry) - served):
+                raise RequestError(
+                    f"config.json: {name} gives layer {int(layer)} a {odd[0]} of its own ({entry[odd[0]]!r}), which no "
+                    f"fact of {family.name} covers as the config stands"
+                )
+
+
 def known_fields(family: Family) -> set[str]:
     """The config fields that some fact of the family speaks of."""
     known = {*family.neutral, *family.per_layer, *family.requires, *family.optional.values(), *family.follows}
@@ -93,7 +108,8 @@ def known_fields(family: Family) -> set[str]:
         known |= {family.experts.chosen, *family.experts.groups, *family.experts.requires}
     if family.tied is not None:
         known.add(family.tied.field)
-    return known
+    known |= {name for fields in family.kinds.values() for name in fields}
+    return known | ({family.lends.types, family.lends.count} if family.lends is not None else set())
 
 
 def _leaves(known: frozenset[str], full: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -146,10 +162,13 @@ def target_config(
             if family.fixed_eps(norm) or not isinstance(norm.eps, str):
                 raise RequestError(f"the eps of norm {role} ({norm.eps}) is not its own; it cannot be rescaled")
             config = assigned(config, norm.eps, float(Fraction(lookup(full, norm.eps)) * factor))
+    stated = dict(full)
     for attention in family.attentions:
         if attention.rotary is not None:
-            config, said = rotary_config(attention.rotary, raw, full, growth.at(attention.rotary.axis), config)
+            config, said = rotary_config(attention.rotary, raw, stated, growth.at(attention.rotary.axis), config)
             notes += said
+            if attention.rotary.set:  # another attention's set stands beside it
+                stated["rope_parameters"] = config["rope_parameters"]
     for name, field in family.aliases.items():
         if lookup(raw, name) is not None and field in sizes.fields:
             config = assigned(config, name, sizes.fields[field])
@@ -158,7 +177,26 @@ def target_config(
         value = lookup(full, name)
         if value is not None and (kind != "runs" or layers.new != layers.old):
             config = assigned(config, name, per_layer(value, kind, layers))
+    for axis, size in family.axes.items():
+        own = size.default if isinstance(size, Field) else size
+        if isinstance(own, Layered):
+            config = _layered(own, config, sizes.new[axis])
     return config, notes
+
+
+def _layered(size: Layered, config: Mapping[str, Any], value: int) -> dict[str, Any]:
+    """The config with a size that layers of one type have to themselves written for each of them."""
+    stated = {int(layer): dict(entry) for layer, entry in (lookup(config, size.overrides) or {}).items()}
+    for layer, kind in enumerate(lookup(config, size.types)):
+        if kind == size.type:
+            stated.setdefault(layer, {})[size.field] = value
+    return assigned(config, size.overrides, _keyed(stated))
+
+
+def _keyed(entries: Mapping[int, Any]) -> dict[str, Any]:
+    """Entries by layer number, padded as transformers pads them, so that JSON keeps their order."""
+    digits = len(str(max(entries, default=0)))
+    return {str(layer).zfill(digits): entry for layer, entry in sorted(entries.items())}
 
 
 def per_layer(value: Any, kind: PerLayer, layers: AxisGrowth) -> Any:
@@ -168,7 +206,10 @@ def per_layer(value: Any, kind: PerLayer, layers: AxisGrowth) -> Any:
         return [value[old] for old in olds]
     if kind == "numbers":
         return [i for i, old in enumerate(olds) if old in value]
-    if kind == "first":
-        return sum(1 for old in olds if old < value)
+    if kind in ("first", "last"):
+        return sum(1 for old in olds if (old < value if kind == "first" else old >= layers.old - value))
+    if kind == "keyed":
+        stated = {int(layer): entry for layer, entry in value.items()}
+        return _keyed({i: stated[old] for i, old in enumerate(olds) if old in stated})
     entries = [entry for names, times in value for _ in range(times) for entry in names]
     return [[[entries[old] for old in olds], 1]]

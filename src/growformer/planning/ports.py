@@ -28,7 +28,7 @@ def port(family: Family, growth: Growth, atom: Atom, index: Mapping[str, int]) -
         return axis.normed.times(shift_factor(family, growth, axis, atom.role, index)).freed(False)
     if atom.stand == "write":
         return _write(family, growth, axis, atom, index)
-    return _read(family, axis, raw=atom.role == RAW)
+    return _read(family, axis, atom.role)
 
 
 def _write(family: Family, growth: Growth, axis: AxisGrowth, atom: Atom, index: Mapping[str, int]) -> Lift:
@@ -39,18 +39,19 @@ def _write(family: Family, growth: Growth, axis: AxisGrowth, atom: Atom, index: 
         rescale = Factor(across_energy(growth, across, index)).inverse if axis.axis == across.axes[-1] else ONE
         return axis.lift.times(axis.scale * rescale).freed(False)
     scored = attention is not None and axis.axis in attention.key and family.norm_over(axis.axis) is None
-    if attention is not None and scored and atom.role == "k":
+    if attention is not None and scored and family.side(atom.role) == "k":
         # Of the two sides of the dot product, the key projection is the one that reads (arXiv 2308.06103, eq. 17-19).
         return axis.normed.times(score_demand(growth, attention, index)).freed(axis.closed == "writers")
     return axis.lift.times(axis.scale * power(family, axis, atom.role)).freed(axis.closed == "readers")
 
 
-def _read(family: Family, axis: AxisGrowth, raw: bool) -> Lift:
+def _read(family: Family, axis: AxisGrowth, role: str | None) -> Lift:
     if axis.heard:
         # Experts are weighed by their router, which a copy shares: each copy's weights count for 1/m only.
         routed = family.experts is not None and axis.axis == family.experts.axis
         return axis.lift.shared(Factor.of(axis.new, axis.old) if routed else ONE)
-    norm = None if raw else family.norm_over(axis.axis)
+    named = family.norms.get(role or "")  # a reader may say which of several norms it follows
+    norm = None if role == RAW else named if named and named.axis == axis.axis else family.norm_over(axis.axis)
     if norm is None:
         return _dual(axis.lift.times(axis.scale)).freed(axis.closed == "writers")
     taken = restoring(axis) if norm.gain is None else ONE
@@ -65,7 +66,7 @@ def score_demand(growth: Growth, attention: Attention, index: Mapping[str, int])
 
 
 def power(family: Family, axis: AxisGrowth, role: str | None) -> Factor:
-    """What a writer is multiplied by, because the code multiplies what it writes by a power of the axis' size."""
+    """What a writer (or a gain) is multiplied by, for the code multiplies what it makes by a power of the size."""
     found = family.powers.get(role or "")
     if found is None or found.axis != axis.axis or not axis.old:
         return ONE
@@ -101,7 +102,7 @@ def shift_factor(
     """The factor of a norm's old shifts: they are added behind the norm, and know nothing of its mean square."""
     attention = family.attention_of(axis.axis)
     if attention is not None and axis.axis in attention.key:
-        return score_demand(growth, attention, index) if role == "k" else ONE
+        return score_demand(growth, attention, index) if family.side(role) == "k" else ONE
     return head_demand(family, growth, axis, role, index)
 
 
@@ -147,16 +148,17 @@ def gain_factor(
         return ONE
     attention = family.attention_of(axis.axis)
     if attention is not None and axis.axis in attention.key:
-        score = score_demand(growth, attention, index or {}) if role == "k" else ONE
+        side = family.side(role)
+        score = score_demand(growth, attention, index or {}) if side == "k" else ONE
         if len(norm.axes) > 1:
             # The rescaled writers made the normalised vector larger by as much as the mean square got smaller.
             return Factor(across_energy(growth, norm, index or {})) * score
-        return restoring(axis) * restoring(axis) * score if role == "k" else ONE
-    if norm.output == "added":
+        return restoring(axis) * restoring(axis) * score if side == "k" else ONE
+    if norm.output in ("added", "inner"):
         return Factor(axis.energy)
     if norm.output == "stream":
         return head_demand(family, growth, axis, role, index or {})
-    return restoring(axis) * head_demand(family, growth, axis, role, index or {})
+    return restoring(axis) * head_demand(family, growth, axis, role, index or {}) * power(family, axis, role)
 
 
 def _gain(family: Family, growth: Growth, axis: AxisGrowth, role: str | None, index: Mapping[str, int]) -> Lift:
@@ -166,7 +168,7 @@ def _gain(family: Family, growth: Growth, axis: AxisGrowth, role: str | None, in
     lift = axis.normed.times(gain_factor(family, growth, axis, role, index))
     if attention is not None and axis.axis in attention.key and axis.closed == "readers":
         # Only the query side of a normed key axis is free: the key's gain is what closes the new channels.
-        return lift.freed(role == "q")
+        return lift.freed(family.side(role) == "q")
     return lift.freed(True)
 
 

@@ -2,30 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 
 from growformer.algebra import ONE, OUTSIDE, Attention, Factor, Family, Lift, Method, Run
 from growformer.errors import RequestError
 from growformer.planning.growth import AxisGrowth, Growth
+from growformer.planning.moves import field
 from growformer.planning.sizes import Sizes
 
 
-def spread(old: int, new: int) -> list[int]:
-    """Target places of the new layers when nobody places them: evenly, each after an old one."""
+def spread(old: int, new: int, barred: Collection[int] = ()) -> list[int]:
+    """Target places of the new layers when nobody places them: evenly, each after an old one.
+
+    Args:
+        old, new: how many layers there are.
+        barred: old layers that no new one may follow; the nearest other takes its place, the later of two.
+    """
     extra = new - old
     after = [((j + 1) * old + extra - 1) // extra - 1 for j in range(extra)]
+    free = [layer for layer in range(old) if layer not in barred]
+    after = sorted(min(free, key=lambda layer: (abs(layer - want), -layer)) for want in after) if barred else after
     return [layer + 1 + j for j, layer in enumerate(after)]
 
 
-def layer_growth(old: int, new: int, at: Sequence[int] | None, method: Method, axis: str = "layer") -> AxisGrowth:
+def layer_growth(
+    old: int,
+    new: int,
+    at: Sequence[int] | None,
+    method: Method,
+    axis: str = "layer",
+    barred: Collection[int] = (),
+) -> AxisGrowth:
     """The growth of the layer axis, new layers at the target places `at`.
 
     Raises:
-        RequestError: where the places are not as many as the new layers, repeat, or are out of range.
+        RequestError: where the places are not as many as the new layers, repeat, are out of range, or behind a layer
+            that no new one may follow.
     """
-    places = spread(old, new) if at is None and new > old else list(at or ())
+    places = spread(old, new, barred) if at is None and new > old else list(at or ())
     if len(places) != new - old or len(set(places)) != len(places) or any(not 0 <= p < new for p in places):
         raise RequestError(
             f"the new layers' places {places} should be {new - old} different numbers from 0 to {new - 1} "
@@ -36,6 +52,11 @@ def layer_growth(old: int, new: int, at: Sequence[int] | None, method: Method, a
     taken = 0
     for place in range(new):
         sources.append(None if place in places else taken)
+        if place in places and taken - 1 in barred:
+            raise RequestError(
+                f"a new layer at {place} would follow old layer {taken - 1}, which lends its keys and values to the "
+                f"last layers, and would lend its own instead; place it elsewhere"
+            )
         taken += place not in places
         like.append(max(taken - 1, 0))
     return AxisGrowth(axis, Lift.rows(old, sources), method.closed["layer"], like=tuple(like))
@@ -49,7 +70,8 @@ def normed_growth(family: Family, axis: str, old: int, new: int, method: Method)
     """
     if old == new:
         return AxisGrowth(axis, Lift.identity(old), "writers")
-    if method.closed.get(axis, "writers") != "writers":
+    # The values of a head have no say: whether a norm reads them is the family's, and a method knows no norms.
+    if family.attention_of(axis) is None and method.closed.get(axis, "writers") != "writers":
         raise RequestError(f"a norm reads {axis}, so it can only be closed at its writers")
     if axis in family.copied:
         return AxisGrowth(axis, Lift.copies(old, new // old), "writers", heard=True)
@@ -77,7 +99,8 @@ def key_growth(family: Family, axis: str, old: int, new: int, method: Method) ->
 
     Under a norm over each head the new channels are copies of old ones at new rotary pairs, closed at the key's gain:
     channel i's n_i copies carry sqrt((m-1)/n_i), m = new // old, so that every channel weighs the same and the norm
-    sees nothing. Below twice the size only zeros are exact, and zero queries on zero keys never move.
+    sees nothing. Below twice the size only zeros are exact, and zero queries on zero keys never move (unless keys are
+    the values too).
     """
     attention = family.attention_of(axis)
     rotary = attention.rotary if attention is not None and attention.rotary and attention.rotary.axis == axis else None
@@ -94,10 +117,13 @@ def key_growth(family: Family, axis: str, old: int, new: int, method: Method) ->
         if norm.kind == "layer":
             raise RequestError(_whole_heads(family, axis, old, new))
         scale = ONE if len(norm.axes) > 1 else Factor.sqrt(new, old)
+        name = field(family, axis) or "head_dim"
         dead = (
-            f"head_dim {old} -> {new}: under a norm over each head, new query and key rows below twice the size must "
-            f"all be zero, and zero times zero has no gradient; head_dim={2 * old} is alive"
+            f"{name} {old} -> {new}: under a norm over each head, new query and key rows below twice the size must "
+            f"all be zero, and zero times zero has no gradient; {name}={2 * old} is alive"
         )
+        if attention is not None and attention.value == axis:
+            dead = ""  # new keys are new values as well, and learn through what reads those
         return AxisGrowth(axis, Lift.rows(old, sources), "writers", scale, dead=dead)
     if norm.kind == "layer" and new % old:
         raise RequestError(_whole_heads(family, axis, old, new))
@@ -200,7 +226,7 @@ def resolve_growth(
         if axis in OUTSIDE:
             axes[axis] = AxisGrowth(axis, Lift.place(was, range(was), now), "writers")
         elif axis in family.layers:
-            axes[axis] = layer_growth(was, now, (layers_at or {}).get(axis), method, axis)
+            axes[axis] = layer_growth(was, now, (layers_at or {}).get(axis), method, axis, family.lenders)
         elif any(axis in attention.key for attention in family.attentions):
             axes[axis] = key_growth(family, axis, was, now, method)
         elif family.experts is not None and axis == family.experts.axis:

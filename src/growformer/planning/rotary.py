@@ -42,7 +42,10 @@ def rotary_config(
     if rotary.turned:
         return config, []
     notes: list[str] = []
-    sets = {name: _grown(rotary, rope, key, notes) for name, rope in ropes(full).items()}
+    sets = {
+        name: _grown(rotary, rope, key, notes) if rotary.set in ("", name) else rope
+        for name, rope in ropes(full).items()
+    }
     flat = sets.get("")
     if flat is None:
         return {**config, "rope_parameters": sets}, notes
@@ -74,6 +77,11 @@ def _grown(rotary: Rotary, rope: Rope, key: AxisGrowth, notes: list[str]) -> Rop
     if kind in rotary.inside:
         notes.append(f"rope_type {kind!r}: exact up to max_position_embeddings only")
     base = float(theta) ** (key.new / key.old)
+    if kind == "proportional":
+        # It turns the first pairs of the whole head by its own fraction, and the others not at all.
+        pairs = int(float(rope.get("partial_rotary_factor", 1.0)) * key.old // 2)
+        rope = {**rope, "partial_rotary_factor": turned_fraction(2 * pairs, key.new)}
+        notes.append(f"rope_type 'proportional': {pairs} pairs of a head turn, as before")
     notes.append(f"rope_theta {theta:g} -> {base:g}: theta^({key.new}/{key.old}) keeps every old pair's frequency")
     return {**rope, "rope_theta": base}
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from growformer.algebra import OUTSIDE, Attention, Family, Field, Ratio, Size, Times, lookup
+from growformer.algebra import OUTSIDE, Attention, Family, Field, Layered, Ratio, Size, Times, layered, lookup
 from growformer.errors import RequestError
 from growformer.planning.moves import (
     Refused,
@@ -58,6 +58,14 @@ def size_of(size: Size, config: Mapping[str, Any]) -> int:
             return int(times * int(lookup(config, size.field)))
         case Ratio():
             return int(lookup(config, size.over)) // int(lookup(config, size.by))
+        case Layered():
+            values = layered(size, config)
+            if len(values) > 1:
+                raise RequestError(
+                    f"config.json: {size.overrides} gives layers of {size.type} {size.field}s of {sorted(values)}; "
+                    f"one for all of them is served"
+                )
+            return size_of(Field("one"), {"one": next(iter(values))})
     value = lookup(config, size.name)
     if value is None and size.default is not None:
         return size_of(size.default, config)
@@ -258,7 +266,10 @@ def _check_rotary(
     old, new, name = olds[rotary.axis], news[rotary.axis], field(family, rotary.axis) or "the head size"
     if new == old:
         return
-    for rope in ropes(config).values() if rotary.partial else ():
+    turning = {kind: rope for kind, rope in ropes(config).items() if rotary.set in ("", kind)}
+    if rotary.set and not turning:
+        raise RequestError(f"{name} {old} -> {new}: config.json: rope_parameters has no set for {rotary.set}")
+    for rope in turning.values() if rotary.partial else ():
         kind = rope.get("rope_type", "default")
         if kind not in (*rotary.steady, "longrope"):
             raise RequestError(f"{name} {old} -> {new}: rope_type {kind!r} turns by the whole head; it stays {old}")
@@ -269,7 +280,7 @@ def _check_rotary(
         normed = family.norm_over(rotary.axis) or family.norm_across(rotary.axis)
         least = 2 * old if normed is not None else 0
         raise Refused(f"{name}={new}: rotary positions turn channels in pairs", {name: max(new + 1, least)})
-    for rope in ropes(config).values():
+    for rope in turning.values():
         kind = rope.get("rope_type", "default")
         if kind not in rotary.steady:
             raise RequestError(

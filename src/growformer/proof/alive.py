@@ -33,7 +33,7 @@ between rounding and divergence gives the same counts.
 
 
 class _Leaky(TorchFunctionMode):
-    """ReLU with a slope below zero.
+    """ReLU, and GELU where it rounds to zero, with a slope below zero.
 
     A unit that is off for all of the data has no gradient, though other data would turn it on: that says nothing of the
     growth. Leaking, it has one, unless it is closed on both sides, for 0 stays 0.
@@ -44,6 +44,9 @@ class _Leaky(TorchFunctionMode):
     ) -> Any:
         if func in (torch.relu, torch.relu_, torch.Tensor.relu, torch.Tensor.relu_, torch.nn.functional.relu):
             return torch.nn.functional.leaky_relu(args[0], 0.1)
+        if func is torch.nn.functional.gelu:
+            out = func(*args, **(kwargs or {}))
+            return torch.where(out == 0, 0.1 * args[0], out)
         return func(*args, **(kwargs or {}))
 
 

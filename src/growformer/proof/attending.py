@@ -63,7 +63,7 @@ class Attending:
         for attention in self.family.attentions:
             if atom.axis == attention.kv_heads and atom.axis != attention.heads:
                 return True
-            if atom.axis in (attention.heads, attention.group) and atom.role in ("q", "k"):
+            if atom.axis in (attention.heads, attention.group) and self.family.side(atom.role) in ("q", "k"):
                 return True
         return False
 
@@ -92,8 +92,9 @@ class Attending:
 
         Their product alone is fixed: what scores are scaled by, over what the norms left of queries and keys.
         """
-        q, k = self.carried("q", key), self.carried("k", key)
-        first = ONE if len(self.family.norms["q"].axes) == 1 else q.inverse
+        queries, keys, _ = self.keys[key].roles
+        q, k = self.carried(queries, key), self.carried(keys, key)
+        first = ONE if len(self.family.norms[queries].axes) == 1 else q.inverse
         return first, self.growth(key) / (q * k * first)
 
     def _heads(self, attention: Attention) -> None:
@@ -127,7 +128,7 @@ class Attending:
     def _own_values(self, attention: Attention) -> bool:
         """Whether every head has values of its own: tensors that write values write them for each query head."""
         wrote = [
-            {atom.axis for atom in pattern.atoms() if atom.stand == "write" and atom.role in (None, "v")}
+            {atom.axis for atom in pattern.atoms() if atom.stand == "write" and atom.role in (None, attention.roles[2])}
             for _, pattern in self.family.patterns
             if any(a.axis == attention.value and a.stand == "write" for a in pattern.atoms())
         ]
@@ -182,13 +183,15 @@ class Attending:
         }
         if self.normed(key):
             self._normed_key(axis)
-        elif not (axis.is_identity and self.growth(key) == ONE) and "k" not in wrote:
+        elif not (axis.is_identity and self.growth(key) == ONE) and self.keys[key].roles[1] not in wrote:
             self.problems.append(f"axis {key}: no tensor writes it in the role k; not covered")
 
     def _normed_key(self, key: Axis) -> None:
         """Queries and keys under norms: both normed, with gains, and each old channel read at one place."""
-        norms = [self.family.norms.get(role) for role in ("q", "k")]
-        others = {role for role, norm in self.family.norms.items() if key.name in norm.axes} - {"q", "k"}
+        *roles, value = self.keys[key.name].roles
+        norms = [self.family.norms.get(role) for role in roles]
+        # Where keys are the values as well, the norm over values is what follows then; its readers name it.
+        others = {role for role, norm in self.family.norms.items() if key.name in norm.axes} - {*roles, value}
         across = [self.axes[name] for norm in norms if norm is not None for name in norm.axes]
         if all(axis.is_identity for axis in (key, *across)) and self.growth(key.name) == ONE:
             return

@@ -106,6 +106,16 @@ class Axis:
         return cls(name, size, size, torch.arange(size), (ONE,), zeros, (ONE,) * size, ONE, "writers")
 
     @classmethod
+    def of_layers(cls, name: str, layers: Sequence[int | None]) -> Axis:
+        """The axis of layers by their map: for each target layer its source layer, or None where it is new."""
+        source = torch.tensor([NONE if old is None else old for old in layers], dtype=torch.int64)
+        backs = tuple(None if old is None else ONE for old in layers)
+        zeros = torch.zeros_like(source)
+        return cls(
+            name, len(layers) - list(layers).count(None), len(layers), source, (ONE,), zeros, backs, ONE, "readers"
+        )
+
+    @classmethod
     def parse(cls, name: str, told: Mapping[str, Any]) -> Axis:
         """Read one axis of a receipt.
 

@@ -38,6 +38,13 @@ class Case:
     target_config: Mapping[str, Any]
 
     @cached_property
+    def grown(self) -> Family:
+        """The family as the target's config has it: which layers are of which kind is otherwise than in the source."""
+        from growformer.checkpoint.stock import full_config
+
+        return self.family.of(full_config(self.target_config)[0])
+
+    @cached_property
     def prefix(self) -> str:
         """What patterns have before names that a bare backbone's checkpoint leaves out."""
         with TensorFiles.open(self.source) as files:

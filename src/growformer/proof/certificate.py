@@ -17,10 +17,10 @@ from torch import Tensor
 
 from growformer.algebra.factor import ONE, Factor
 from growformer.algebra.family import Family
-from growformer.algebra.pattern import WILD, NamePattern
+from growformer.algebra.pattern import WILD
 from growformer.algebra.sizes import lookup
 from growformer.errors import ChangedError, PatternError
-from growformer.proof.axes import read_axes
+from growformer.proof.axes import Axis, read_axes
 from growformer.proof.equations import Found, Slabs, Tensors, check_new, check_old, same
 from growformer.proof.facts import Facts
 from growformer.proof.fields import check_fields, check_sizes
@@ -152,18 +152,18 @@ class Sides:
         sizes = {name: (axis.old, axis.new) for name, axis in told.items()}
         sizes |= {axis: (len(at) - list(at).count(None), len(at)) for axis, at in self.layers.items()}
         self.failures += check_sizes(family, sizes, source_config, target_config, full)
-        self.facts = Facts(family, told, self.tied)
+        lifted = {axis: Axis.of_layers(axis, at) for axis, at in self.layers.items()}
+        self.facts = Facts(family, told, self.tied, lifted)
         self.names = Names(self.facts, self.layers, self.old, self.prefix)
         self.failures += check_fields(self.facts, self.layers, source_config, target_config, full)
         self.failures += dict.fromkeys(self.facts.problems)  # several norms may say the same
 
     def _cover(self) -> dict[str, Placed]:
         """Each source tensor under the one pattern that covers it; buffers that are left behind are not among them."""
-        drop = [NamePattern(text) for text in self.family.drop]
         out: dict[str, Placed] = {}
         for name in self.source.names:
             full = self.family.full_name(name, self.prefix)
-            if name == self.spare or any(pattern.match(full) is not None for pattern in drop):
+            if name == self.spare or self.family.drops(full):
                 continue
             try:
                 at, pattern, index = self.family.find(full)
@@ -277,8 +277,10 @@ class Sides:
     def offset(self, tensor: Placed) -> int:
         """What is added to the stored numbers for new entries that are shut to be zero.
 
-        A gain that is no norm's passes a carried mean only where it is one.
+        A gain that is no norm's passes a carried mean only where it is one, and a number passes a new layer's stream.
         """
+        if tensor.source is None and self.family.passes(tensor.pattern):
+            return -1
         assert self.facts is not None
         if any(self.facts.scales(atom) and self.facts.axes[str(atom.axis)].means for atom in tensor.pattern.atoms()):
             return -1
@@ -296,8 +298,9 @@ class Sides:
         assert self.facts is not None
         for atom in tensor.pattern.atoms():
             norm = self.family.norms.get(atom.role or "")
-            if atom.stand in ("gain", "shift") and atom.role in ("q", "k") and norm is not None:
-                return (atom.role, norm.axes[-1]) if norm.axes[-1] in self.facts.attending.keys else None
+            side = self.family.side(atom.role)
+            if atom.stand in ("gain", "shift") and side in ("q", "k") and norm is not None:
+                return (side, norm.axes[-1]) if norm.axes[-1] in self.facts.attending.keys else None
         return None
 
     def check(self, tensor: Placed, split: Factor = ONE) -> Found:
@@ -318,12 +321,14 @@ class Sides:
         """The gains (and shifts) of a layer's queries and keys: the factor all on one side, or half on each.
 
         Where none of these is found, what is said is about the first of them: on the queries as little as can be.
-        Shifts fix how it is shared.
         """
         assert self.facts is not None
-        shifted = any(atom.stand == "shift" for tensor, _, _ in layer for atom in tensor.pattern.atoms())
+        # Shifts fix how it is shared; so do keys that other layers borrow, whose queries have none to share it with.
+        fixed = bool(self.family.lenders) or any(
+            atom.stand == "shift" for tensor, _, _ in layer for atom in tensor.pattern.atoms()
+        )
         first: dict[str, tuple[Factor, Found]] = {}
-        for split in range(1 if shifted else 4):
+        for split in range(1 if fixed else 4):
             found: dict[str, tuple[Factor, Found]] = {}
             for tensor, role, key in layer:
                 gains = _splits(*self.facts.attending.qk_gains(key))

@@ -116,10 +116,13 @@ def _third_pass(case: Case) -> bool:
 
     A head that is tied reads new columns of zero, for the stream to be closed: the last branch's new rows wait for the
     columns, and the gain of a norm behind that branch for the rows. Under one norm over all heads, a new head's query
-    rows are zero and wait for its output columns, and the norm's gain for the rows.
+    rows are zero and wait for its output columns, and the norm's gain for the rows. Where keys are values as well, new
+    queries wait for new keys, which learn as values first, and the gains of both for the two.
     """
     grown = {axis for axis, entry in case.plan.axes.items() if entry["old"] != entry["new"]}
     if any(len(norm.axes) > 1 and grown & set(norm.axes[:-1]) for norm in case.family.norms.values()):
+        return True
+    if any(attention.value in attention.key and attention.value in grown for attention in case.family.attentions):
         return True
     tied = case.family.tied
     with TensorFiles.open(case.source) as files:
@@ -151,7 +154,7 @@ def _some(names: list[str], count: int = 3) -> str:
 
 def _pattern(case: Case, name: str) -> tuple[NamePattern, TensorPattern]:
     """The pattern of a tensor by its name on disk, or by the name that a class with or without a head gives it."""
-    return case.family.find(case.family.full_name(name, case.family.prefix))[:2]
+    return case.grown.find(case.grown.full_name(name, case.grown.prefix))[:2]
 
 
 def case_dims(case: Case, name: str) -> list[Dim]:

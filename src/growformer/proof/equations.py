@@ -180,6 +180,7 @@ def check_new(target: Tensors, name: str, shape: Sequence[int], closed: bool, of
         if not _holds(new, SHUT if closed else OPEN, offset):
             bad = (new != -offset) if closed else ~new.isfinite()
             shut = f"{_zero(offset)}, for a new layer is closed where it writes the stream"
+            shut = "1, for what passes a new layer is multiplied by it" if offset < 0 else shut
             why = shut if closed else "a finite number"
             found.wrong = _say(name, 0 if rows is None else rows.start, bad, new, None, why)
             return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from growformer.algebra.factor import ONE, Factor
@@ -19,11 +20,13 @@ class Facts:
     Attributes:
         axes: every axis of the family but its layers.
         tied: the head reads through the embedding's own tensor.
+        layers: every axis of layers, new ones reached by none.
     """
 
     family: Family
     axes: dict[str, Axis]
     tied: bool
+    layers: Mapping[str, Axis] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -33,6 +36,8 @@ class Facts:
         for axis in self.axes.values():
             if not axis.is_identity:
                 self._axis(axis)
+        for axis in self.layers.values():
+            self._slabs(axis)
 
     def share(self, axis: str) -> Factor:
         """What the weights of all copies that read a channel of `axis` add up to, as a multiple of the source's.
@@ -86,6 +91,16 @@ class Facts:
         if axis.means and not normed:
             self.problems.append(f"axis {name}: a mean is carried past a reader that is no norm")
         self._used(name)
+
+    def _slabs(self, layers: Axis) -> None:
+        """Whether tensors that hold a slab for each layer leave it to the layer what comes of a new one."""
+        for at, pattern in self.family.patterns:
+            atoms = [atom for dim in pattern.dims for atom in dim.atoms() if atom.axis == layers.name]
+            streams = any(a.axis in self.family.streams and a.stand == "write" for a in pattern.atoms())
+            if atoms and not layers.is_identity and (streams or any(atom.stand != "write" for atom in atoms)):
+                self.problems.append(
+                    f"axis {layers.name}: {at.text} has a slab for each, and adds to the stream itself"
+                )
 
     def _used(self, name: str) -> None:
         """Whether tensors both write and read the axis: what nobody writes is an input, what nobody reads an output."""

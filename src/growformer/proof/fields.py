@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 from growformer.algebra.family import Family, PerLayer
-from growformer.algebra.sizes import Field, Size, Times, lookup
+from growformer.algebra.sizes import Field, Layered, Size, Times, lookup
 from growformer.proof.facts import Facts
 from growformer.proof.layers import likes
 from growformer.proof.positions import ROPE, check_rotary
@@ -42,6 +42,14 @@ def size_of(config: Config, size: Size, source: Config, full: Config) -> int:
         times = size.times
         many = times if isinstance(times, int) else size_of(config, Field(times), source, full)
         return many * size_of(config, Field(size.field), source, full)
+    if isinstance(size, Layered):
+        entries = _by_number(lookup(config, size.overrides))
+        common = lookup(config, size.field)
+        kinds = lookup(config, size.types) or []
+        values = {entries.get(i, {}).get(size.field, common) for i, kind in enumerate(kinds) if kind == size.type}
+        if len(values) > 1:
+            raise ValueError(f"config field {size.overrides}: layers of {size.type} differ in {size.field}")
+        return int(next(iter(values), common))
     over, by = (size_of(config, Field(name), source, full) for name in (size.over, size.by))
     if by < 1 or over % by:
         raise ValueError(f"config: {size.over} {over} is no multiple of {size.by} {by}")
@@ -54,6 +62,8 @@ def size_fields(size: Size | None) -> set[str]:
         return {size.name} | size_fields(size.default)
     if isinstance(size, Times):
         return {size.field} | ({size.times} if isinstance(size.times, str) else set())
+    if isinstance(size, Layered):
+        return {size.field, size.types, size.overrides}
     return set() if size is None else {size.over, size.by}
 
 
@@ -98,7 +108,11 @@ def check_fields(
     for name in sorted({norm.eps for norm in family.norms.values() if isinstance(norm.eps, str)}):
         problems += _eps(facts, name, target, full)
     for name, kind in family.per_layer.items():
-        problems += _per_layer(name, kind, layers[family.layer], target, full)
+        if kind == "keyed":
+            problems += _keyed(facts, name, layers[family.layer], target, full)
+        else:
+            problems += _per_layer(name, kind, layers[family.layer], target, full)
+    problems += _lends(family, layers[family.layer], target, full)
     for name, leader in {**family.follows, **family.aliases}.items():
         found, required = lookup(target, name), lookup(target, leader)
         if found != required and (found is not None or lookup(source, name) is not None):
@@ -121,6 +135,7 @@ def _handled(family: Family) -> set[str]:
     out = {*_NOTES, *family.per_layer, *family.follows, *family.aliases}
     for size in family.axes.values():
         out |= size_fields(size)
+    out |= {family.lends.types, family.lends.count} if family.lends is not None else set()
     out |= {norm.eps for norm in family.norms.values() if isinstance(norm.eps, str)}
     for rotary in (attention.rotary for attention in family.attentions):
         out |= {*ROPE, rotary.partial, rotary.turned} if rotary is not None else set()
@@ -247,4 +262,58 @@ def _first(name: str, old: int, new: Any, layers: Sequence[int | None]) -> Itera
         yield f"config field {name}: found {new!r}; required {required!r}, the first layers of their kind"
 
 
-_BY_KIND = {"each": _each, "runs": _runs, "numbers": _numbers, "first": _first}
+def _last(name: str, old: int, new: Any, layers: Sequence[int | None]) -> Iterator[str]:
+    count = len(layers) - list(layers).count(None)
+    required = sum(like >= count - old for like in likes(layers))
+    if new != required:
+        yield f"config field {name}: found {new!r}; required {required!r}, the last layers of their kind"
+
+
+def _by_number(entries: Any) -> dict[int, Mapping[str, Any]]:
+    return {int(layer): entry for layer, entry in (entries or {}).items()}
+
+
+def _keyed(facts: Facts, name: str, layers: Sequence[int | None], target: Config, full: Config) -> Iterator[str]:
+    """What single layers have of their own must be sizes of the family's axes, and those that the receipt says."""
+    defaults = {axis: s.default if isinstance(s, Field) else s for axis, s in facts.family.axes.items()}
+    own = {axis: size for axis, size in defaults.items() if isinstance(size, Layered) and size.overrides == name}
+    try:
+        old, new = (_by_number(lookup(config, name)) for config in (full, target))
+        for i, like in enumerate(likes(layers)):
+            required = {
+                s.field: facts.axes[axis].new for axis, s in own.items() if lookup(full, s.types)[like] == s.type
+            }
+            for field in sorted({*old.get(like, {}), *new.get(i, {}), *required}):
+                found = new.get(i, {}).get(field, lookup(target if _has(target, field) else full, field))
+                if field not in required:
+                    yield f"config field {name}[{i}]: it has a {field} of its own, which no axis is; not covered"
+                elif found != required[field]:
+                    yield f"config field {name}[{i}]: {field} is {found!r}; required {required[field]!r}"
+    except (AttributeError, TypeError, ValueError, IndexError):
+        yield f"config field {name}: found {lookup(target, name)!r}, which cannot be read as sizes by layer"
+
+
+def _lends(family: Family, layers: Sequence[int | None], target: Config, full: Config) -> Iterator[str]:
+    """The layers that lend keys and values to the last ones must be those that did."""
+    if family.lends is None:
+        return
+    found = []
+    for config in (full, target):
+        kinds = lookup(config if _has(config, family.lends.types) else full, family.lends.types)
+        count = lookup(config if _has(config, family.lends.count) else full, family.lends.count)
+        if not isinstance(kinds, list | tuple) or not isinstance(count, int) or not 0 <= count <= len(kinds):
+            yield f"config field {family.lends.count}: found {count!r} of layers {kinds!r}; not covered"
+            return
+        first = len(kinds) - count
+        found.append(
+            {max(i for i in range(first) if kinds[i] == kind) for kind in {*kinds[:first]}} if count else set()
+        )
+    lenders = {list(layers).index(old) for old in found[0] if old in layers}
+    if found[1] != lenders:
+        yield (
+            f"config field {family.lends.count}: layers {sorted(found[1])} lend keys and values to the last ones; "
+            f"required {sorted(lenders)}, those that did in the source"
+        )
+
+
+_BY_KIND = {"each": _each, "runs": _runs, "numbers": _numbers, "first": _first, "last": _last}

@@ -32,7 +32,8 @@ class Layout:
     def __init__(
         self, family: Family, config: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]], prefix: str = ""
     ) -> None:
-        self.family, self.config, self.shapes = family, config, shapes
+        # Which layer is of which kind is the config's to say, and a grown one says otherwise than its source.
+        self.family, self.config, self.shapes = family.of(config), config, shapes
         self._prefix = prefix
 
     def dims(self, name: str) -> list[Dim]:

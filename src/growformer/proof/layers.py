@@ -110,7 +110,7 @@ class Names:
         for axis in at.axes:
             kept = [layer for layer in self._maps.get(axis, ()) if layer is not None]
             sizes.append(range(len(kept) if axis in self._maps else self._facts.axes[axis].old))
-        return itertools.product(*sizes)
+        return (index for index in itertools.product(*sizes) if at.has(index))
 
     def required(self) -> dict[str, Placed]:
         """Every tensor that the target must have, and no other.
@@ -133,7 +133,8 @@ class Names:
             layers = {axis for axis, kind in zip(old.at.axes, combined, strict=True) if kind[1] is None}
             states = [kind[1].state[kind[0]] for kind in combined if kind[1] is not None]
             new = bool(layers) or any(state != REACHED for state in states)
-            closed = family.closes_layer(old.at, old.pattern) if layers else any(state == SHUT for state in states)
+            shut = family.closes_layer(old.at, old.pattern) or family.passes(old.pattern)
+            closed = shut if layers else any(state == SHUT for state in states)
             copies: tuple[str, ...] = ()
             for axis, (_, places) in zip(old.at.axes, combined, strict=True):
                 if places is not None and places.sums and not new:

@@ -10,7 +10,7 @@ from functools import cached_property
 from growformer.algebra.factor import ONE, Factor
 from growformer.algebra.facts import Norm
 from growformer.algebra.family import Family
-from growformer.algebra.pattern import NamePattern
+from growformer.algebra.pattern import Atom, NamePattern
 from growformer.proof.axes import Axis
 
 
@@ -33,8 +33,11 @@ class Norms:
     def __post_init__(self) -> None:
         for role, norm in self.family.norms.items():
             self._look(role, norm)
+        atoms = [atom for _, pattern in self.family.patterns for atom in pattern.atoms()]
         for axis in self.axes:
-            if len({self._taken(norm, role) for role, norm in self._branches(axis).items() if role in self.seen}) > 1:
+            branches = self._branches(axis)
+            said = all(a.role in branches for a in atoms if a.stand == "read" and a.axis == axis)
+            if not said and len({self._taken(norm, role) for role, norm in branches.items() if role in self.seen}) > 1:
                 self.problems.append(f"axis {axis}: what reads it follows norms with and without a gain; not covered")
         for role, norm in self.family.norms.items():
             if norm.output != "branch" and norm.gain is None and self.rho(role) != 1:
@@ -76,7 +79,7 @@ class Norms:
         back = Factor(self.rho(role))
         if norm.output == "branch":
             back = back / self.axes[norm.axes[0]].scale
-        return back * self.demand(role, at, last)
+        return back * self.demand(role, at, last) * self.power(role)
 
     def shift(self, role: str, at: NamePattern, last: bool) -> Factor:
         """What old shifts are multiplied by: what is added to the stream carries its scale."""
@@ -87,16 +90,26 @@ class Norms:
     def taken(self, axis: str, at: NamePattern, role: str | None) -> Factor:
         """What readers of `axis` are multiplied by: what the norm before them left for want of a gain.
 
-        What reads the stream itself, with no norm between, takes back its scale.
+        What reads the stream itself, with no norm between, takes back its scale. A reader's role may name its norm.
         """
+        power, branches = self._power_behind(axis, at), self._branches(axis)
+        if role in branches:
+            return power * self._taken(branches[role], role)
         if self.raw(axis, at, role):
-            return ONE / self.axes[axis].scale
-        return next((self._taken(norm, name) for name, norm in self._branches(axis).items()), ONE)
+            return power / self.axes[axis].scale
+        return power * next((self._taken(norm, name) for name, norm in branches.items()), ONE)
+
+    def _power_behind(self, axis: str, at: NamePattern) -> Factor:
+        """What a reader of `axis` is multiplied by, for the code multiplies what comes of it by a power."""
+        pattern = next((pattern for name, pattern in self.family.patterns if name.text == at.text), None)
+        roles = {atom.role for atom in pattern.atoms() if atom.stand == "write"} if pattern is not None else set()
+        mine = [role for role in roles if (power := self.family.powers.get(role or "")) and power.axis == axis]
+        return self.power(mine[0]) if mine else ONE
 
     def raw(self, axis: str, at: NamePattern, role: str | None) -> bool:
         """Whether a tensor reads `axis` as it was written: it says so, or no norm gives to branches where it stands."""
-        if role == "raw":
-            return True
+        if role == "raw" or role in self._branches(axis):
+            return role == "raw"
         layers = set(self.family.layers) & set(at.axes)
         for name, norm in self._branches(axis).items():
             if norm.gain is None or any(
@@ -174,7 +187,7 @@ class Norms:
         for axis in axes:
             energy = self._look_at(norm, axis, role)
             seen *= axis.scale.square * (energy or 1) * Fraction(axis.old, axis.new)
-        if len(axes) > 1 and role not in ("q", "k"):
+        if len(axes) > 1 and self.family.side(role) not in ("q", "k"):
             name = axes[-1].name
             self.problems.append(f"axis {name}: norm {role} reads it with others, and is none of q or k; not covered")
         if len(axes) == 1 and seen != 1 and isinstance(norm.eps, float | int) and norm.eps:
@@ -213,9 +226,19 @@ class Norms:
             axis = self.axes.get(power.axis)
             if axis is None or (axis.old != axis.new and (2 * power.exponent).denominator != 1):
                 self.problems.append(f"axis {power.axis}: multiplied by its size to {power.exponent}; not covered")
-            atoms = [a for _, pattern in family.patterns for a in pattern.atoms() if a.role == role]
-            if any(a.axis not in family.streams or a.stand != "write" for a in atoms) and self.power(role) != ONE:
+            tensors = [list(pattern.atoms()) for _, pattern in family.patterns]
+            if self.power(role) != ONE and any(
+                a.role == role and not self._takes_power(a, role, power.axis, atoms) for atoms in tensors for a in atoms
+            ):
                 self.problems.append(f"axis {power.axis}: role {role} has a power, and writes no stream; not covered")
+
+    def _takes_power(self, atom: Atom, role: str, axis: str, tensor: list[Atom]) -> bool:
+        """Whether some rule makes up for the power: of a writer, of a norm's gain, or of a reader that writes more."""
+        if atom.stand == "write":
+            reads = sum(other.stand == "read" and other.axis == axis for other in tensor)
+            return (atom.axis in self.family.streams and atom.axis == axis) or (atom.axis != axis and reads == 1)
+        norm = self.family.norms.get(role)
+        return atom.stand == "gain" and norm is not None and (norm.axis, norm.output) == (axis, "branch")
 
     def _head(self) -> None:
         """Whether the norm before the head can do what the head demands."""

@@ -147,6 +147,10 @@ def atom_places(facts: Facts, atom: Atom, where: Where, wild: int = 0) -> Places
     """
     if isinstance(atom.axis, int) or atom.axis == WILD:
         return Places.whole(wild if atom.axis == WILD else int(atom.axis))
+    if atom.axis in facts.layers:
+        # A slab of each layer: a new layer's is free, for the layer is closed where it adds to the stream.
+        layers = facts.layers[atom.axis]
+        return _places(layers, (ONE,), _ones(layers), False, REACHED)
     axis = facts.axes[atom.axis]
     if axis.name in OUTSIDE:
         return _places(axis, (ONE,), _ones(axis), False, OPEN)
@@ -155,7 +159,8 @@ def atom_places(facts: Facts, atom: Atom, where: Where, wild: int = 0) -> Places
 
 def _write(facts: Facts, axis: Axis, atom: Atom, where: Where) -> Places:
     attending, norms = facts.attending, facts.norms
-    if axis.name in attending.keys and atom.role == "k" and not attending.normed(axis.name):
+    side = facts.family.side(atom.role)
+    if axis.name in attending.keys and side == "k" and not attending.normed(axis.name):
         # Of the two sides of the dot product, keys are the one that reads (arXiv 2308.06103, eq. 17 to 19).
         return _reads(axis, attending.growth(axis.name) / axis.scale, axis.closed == "readers", OPEN)
     factor = axis.scale * norms.spread(atom.role, axis.name)
@@ -189,7 +194,7 @@ def _gain(facts: Facts, axis: Axis, atom: Atom, where: Where) -> Places:
         return _by_head(facts, axis, atom)
     if axis.name not in facts.attending.keys:
         return _scaled(axis, facts.norms.gain(role, where.at, where.last))
-    return _heard(_scaled(axis, where.split), axis, atom)
+    return _heard(_scaled(axis, where.split), axis, atom, facts.family.side(atom.role))
 
 
 def _shift(facts: Facts, axis: Axis, atom: Atom, where: Where) -> Places:
@@ -200,7 +205,8 @@ def _shift(facts: Facts, axis: Axis, atom: Atom, where: Where) -> Places:
         return _by_head(facts, axis, atom)
     if axis.name in facts.attending.keys:
         # Added behind the gain, it is to queries and keys what the gained vector is.
-        return _heard(_scaled(axis, where.split * facts.attending.carried(role, axis.name)), axis, atom)
+        carried = facts.attending.carried(role, axis.name)
+        return _heard(_scaled(axis, where.split * carried), axis, atom, facts.family.side(role))
     factor = facts.norms.shift(role, where.at, where.last)
     means = SHUT if norm.output == "branch" else REACHED
     return _places(axis, [f * factor for f in axis.factors], floats(axis.backs) / float(factor), True, means)
@@ -219,14 +225,14 @@ def _scaled(axis: Axis, factor: Factor, means: int = OPEN) -> Places:
     return _places(axis, (factor,), pull, False, means)
 
 
-def _heard(places: Places, axis: Axis, atom: Atom) -> Places:
+def _heard(places: Places, axis: Axis, atom: Atom, side: str | None) -> Places:
     """Copies of keys are heard by nobody: gain and shift of k shut them after the norm has counted them.
 
     Where nothing arrives at all, the shift of k is shut too, for the shift of q is free there.
     """
     unheard = torch.tensor([back is None for back in axis.backs], dtype=torch.bool)
     mute = unheard if atom.stand == "shift" else unheard & axis.reached
-    state = torch.where(mute, SHUT if atom.role == "k" else OPEN, places.state).to(torch.uint8)
+    state = torch.where(mute, SHUT if side == "k" else OPEN, places.state).to(torch.uint8)
     source = torch.where(unheard, NONE, places.source)
     equation = torch.where(source == NONE, NONE, (source != NONE).cumsum(0) - 1)
     return replace(places, state=state, source=source, equation=equation)

@@ -76,9 +76,9 @@ def _set(fields: list[tuple[str, Any]], partial: bool) -> _Stated:
             rest = dict(stated)
             if "rope_theta" in rest:
                 out.thetas.append(float(rest.pop("rope_theta")))
-            if partial and FRACTION in rest:
-                out.fractions.append(float(rest.pop(FRACTION)))
             rest["rope_type"] = rest.pop("type", None) or rest.get("rope_type") or "default"
+            if rest["rope_type"] == "proportional" or (partial and FRACTION in rest):
+                out.fractions.append(float(rest.pop(FRACTION, 1.0)))
             out.rest.append({k: v for k, v in rest.items() if k != "type"})
         elif name == "rope_scaling" and not any(isinstance(other, Mapping) for _, other in fields):
             out.rest.append({"rope_type": "default"})
@@ -108,7 +108,9 @@ def check_rotary(
     if set(old) != {""}:
         moved = [n for n in ("rope_theta", "rope_scaling") if target.get(n) != source.get(n)]
         problems += [f"config field {n}: found {target.get(n)!r}; required {source.get(n)!r}" for n in moved]
-    for name in old:
+    if rotary.set and rotary.set not in old and not axis.is_identity:
+        problems.append(f"config field rope_parameters: no set for {rotary.set}, where axis {axis.name} grows")
+    for name in (name for name in old if rotary.set in ("", name)):
         # A config class may add to the rope fields what it derives: either way of writing them is the source's.
         kept = [*old[name].rest, *(raw[name].rest if name in raw else [])] or [{"rope_type": "default"}]
         found = _thetas(rotary, axis, places, still, old[name], new[name], kept)
@@ -172,6 +174,12 @@ def _thetas(
     if any(fields not in kept for fields in new.rest or [{"rope_type": "default"}]):
         yield f"config field rope_parameters: found {new.rest}; required {kept[0]}"
         return
+    if kept[0]["rope_type"] == "proportional" and rotary.whole:
+        # Of the whole head's pairs the first int(fraction x size // 2) turn.
+        turning, turn = ({int(f * size // 2) for f in of.fractions} for of, size in ((old, axis.old), (new, axis.new)))
+        if len(turning) != 1 or turning != turn:
+            yield f"config field {FRACTION}: {sorted(turn)} pairs turn; required {sorted(turning)}, as in the source"
+            return
     theta, found = old_thetas[0], (thetas or old_thetas)[0]
     if still:
         if found != theta:
