@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from growformer.algebra import ONE, Family, lookup
+from growformer.algebra import ONE, Family, NamePattern, TensorPattern, lookup
 from growformer.checkpoint import RECEIPT, TensorFiles, sha256
 from growformer.checkpoint.stock import full_config
 from growformer.planning import Plan
@@ -106,10 +106,9 @@ def _closed(family: Family, plan: Plan) -> _Tamper | None:
 
 def _factor(family: Family, plan: Plan, gain: bool) -> _Tamper | None:
     """Leave out the factor of one gain, or of one weight (softmax may not see that of a bias)."""
-    prefix = _prefix(family, plan)
 
     def is_gain(tensor: TensorPlan) -> bool:
-        pattern = family.find(family.full_name(tensor.name, prefix))[1]
+        pattern = _pattern(family, tensor)[1]
         return any(atom.stand == "gain" for atom in pattern.atoms())
 
     def factored(tensor: TensorPlan) -> list[Block]:
@@ -173,7 +172,8 @@ def _swap(
     mine: list[str] = []
     layer: dict[str, int] | None = None
     for tensor in plan.tensors:
-        _, pattern, index = family.find(family.full_name(tensor.name, prefix))
+        name, pattern = _pattern(family, tensor)
+        index = name.match(family.full_name(tensor.name, prefix)) or {}
         where = {axis: i for axis, i in index.items() if axis in family.layers}
         hit = any(a.axis in axes and a.role in roles for a in pattern.atoms())
         if tensor.source is None or not where or not hit or (layer is not None and where != layer):
@@ -199,6 +199,11 @@ def _swap(
         tensors.update(moved)
 
     yield rule, mine[0], lambda folder: _rewrite(folder, change)
+
+
+def _pattern(family: Family, tensor: TensorPlan) -> tuple[NamePattern, TensorPattern]:
+    """The pattern that a tensor is planned by; the kind of its layer in the grown model is none of the source's."""
+    return next((name, pattern) for name, pattern in family.patterns if name.text == tensor.pattern)
 
 
 def _prefix(family: Family, plan: Plan) -> str:

@@ -65,7 +65,8 @@ def cover_family(family: Family) -> Cover:
         here = family.of(full)
         declared |= dict.fromkeys((name, text) for name, text in {**here.tensors, **here.tasks}.items())
         odd = any(lookup(full, name) != value for name, value in here.requires.items())
-        if odd or any(lookup(full, name) != value for name, value in changes.items()):
+        # A class may take a field for others that it is told by, and not keep it.
+        if odd or any(lookup(full, name) not in (value, None) for name, value in changes.items()):
             continue
         try:
             hits = _hold(here, full, shapes, what, problems)
@@ -115,13 +116,13 @@ def _hold(
 ) -> set[tuple[str, str]]:
     """Hold the patterns of a family, as a config has it, against one stock model's tensors; those that were used."""
     texts = {**family.tensors, **family.tasks}
+    names = {name.text: name for name, _ in family.patterns}
     bare = bool(family.prefix) and not any(name.startswith(family.prefix) for name in shapes)
     prefix = family.prefix if bare else ""
-    drops = [NamePattern(text) for text in family.drop]
     hits: dict[str, set[tuple[int, ...]]] = {}
     for disk, shape in shapes.items():
         name = family.full_name(disk, prefix)
-        if any(drop.match(name) is not None for drop in drops):
+        if family.drops(name):
             continue
         try:
             pattern_name, pattern, index = family.find(name)
@@ -141,13 +142,14 @@ def _hold(
         have = hits.get(text, set())
         switch = family.optional.get(text)
         outside = bool(prefix) and not text.startswith(prefix)
-        if switch is not None and not outside and bool(have) != bool(lookup(full, switch)):
+        counts = [range(size_of(family.axes[axis], full)) for axis in names[text].axes]
+        wanted_at = {index for index in itertools.product(*counts) if names[text].has(index)}
+        if switch is not None and wanted_at and not outside and bool(have) != bool(lookup(full, switch)):
             said = "some" if have else "none"
             problems.append(f"{what}: {switch}={lookup(full, switch)!r}, and the model has {said} of {text}")
         if (switch is not None and not have) or text in may_lack or outside:
             continue
-        counts = [range(size_of(family.axes[axis], full)) for axis in NamePattern(text).axes]
-        lacking = set(itertools.product(*counts)) - have
+        lacking = wanted_at - have
         if lacking:
             problems.append(f"{what}: the model has no tensor {text} at {sorted(lacking)[0]} (or it is `uneven`)")
     return {(text, texts[text]) for text in hits}

@@ -85,7 +85,8 @@ class Orders:
             outer, inner = self._draw(pairs), self._draw(group)
             axes = {attention.heads: (outer[:, None] * group + inner).flatten(), attention.kv_heads: outer}
             self._put(axes | ({attention.group: inner} if attention.group else {}))
-        self._put({attention.value: self._draw(self.sizes[attention.value])})
+        if attention.value not in attention.key:
+            self._put({attention.value: self._draw(self.sizes[attention.value])})
         rotary = attention.rotary
         for axis in attention.key:
             size = self.sizes[axis]

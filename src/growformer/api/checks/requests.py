@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from growformer.algebra import OUTSIDE, Family, Field, Ratio, Times, lookup
+from growformer.algebra import OUTSIDE, Family, Field, Ratio, Size, Times, lookup
 from growformer.checkpoint import TensorFiles, read_config
 from growformer.checkpoint.stock import fields_read, full_config
 from growformer.errors import GrowformerError
@@ -192,7 +192,7 @@ def _value(planner: Planner, name: str) -> int:
     return int(lookup(planner.full, name))
 
 
-def _named(size: Field | Ratio | Times) -> str:
+def _named(size: Size) -> str:
     if isinstance(size, Field):
         return size.name
     return size.times if isinstance(size, Times) and isinstance(size.times, str) else ""

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from growformer.algebra import Family, assigned, lookup
-from growformer.errors import RequestError, SourceError
+from growformer.checkpoint.stock import full_config
+from growformer.errors import PatternError, RequestError, SourceError
 from growformer.families import FAMILIES
 
 Fields = Mapping[str, Any]
@@ -150,15 +151,16 @@ def save_tiny(
     generator = torch.Generator().manual_seed(0)
     stored = set(model.state_dict())
     # Scores that nothing divides by the head size would saturate the softmax, which then magnifies every rounding.
-    divided = all(attention.scaled for attention in family.attentions) or "q" in family.norms
-    spread = 0.3 if divided else 0.15
+    divided = all(attention.scaled for attention in family.attentions)
+    here = family.of(full_config(raw)[0])
+    spread = 0.3 if divided or "q" in family.norms else 0.15
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if name not in stored or not tensor.is_floating_point():
                 continue
             drawn = torch.randn(tensor.shape, generator=generator, dtype=torch.float32)
-            gain = tensor.dim() == 1 and name.endswith("weight")
-            tensor.copy_(1 + 0.3 * drawn if gain else spread * drawn)
+            level = _level(here, name, divided) if tensor.dim() == 1 else 0.0
+            tensor.copy_(level * (1 + 0.3 * drawn) if level else spread * drawn)
     bar = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()
     try:
@@ -167,3 +169,18 @@ def save_tiny(
         if bar:
             transformers.utils.logging.enable_progress_bar()
     return folder
+
+
+def _level(family: Family, name: str, divided: bool) -> float:
+    """About what a vector of a sample is: gains, and numbers that multiply a layer's output, are drawn around 1.
+
+    Where nothing divides the scores, keys under a norm are smaller instead, as they are in models that were trained.
+    """
+    try:
+        pattern = family.find(family.full_name(name, family.prefix))[1]
+    except PatternError:  # a class may have other names for its tensors than its files
+        return float(name.endswith("weight"))
+    keys = any(atom.stand == "gain" and family.side(atom.role) == "k" for atom in pattern.atoms())
+    if keys and not divided:
+        return 0.3
+    return float(name.endswith("weight") or family.passes(pattern))
