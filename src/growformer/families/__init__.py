@@ -19,6 +19,7 @@ from growformer.families.falcon import FALCON
 from growformer.families.gemma import GEMMA
 from growformer.families.gemma2 import GEMMA2
 from growformer.families.gemma3_text import GEMMA3_TEXT
+from growformer.families.gemma4_text import GEMMA4_TEXT
 from growformer.families.glm4 import GLM4
 from growformer.families.gpt2 import GPT2
 from growformer.families.gpt_neo import GPT_NEO
@@ -65,6 +66,7 @@ _ALL = (
     GEMMA,
     GEMMA2,
     GEMMA3_TEXT,
+    GEMMA4_TEXT,
     PHI,
     PHI3,
     OLMO,
