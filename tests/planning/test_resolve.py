@@ -174,7 +174,7 @@ def test_keys_under_a_norm_below_twice_are_zeros_and_dead() -> None:
     growth = key_growth(keyed("rms"), "key", 6, 9, PAPER)
     assert growth.lift == Lift.place(6, range(6), 9) and growth.closed == "writers"
     assert growth.scale == Factor.sqrt(9, 6) and growth.energy == 1
-    assert "head_dim=12 is alive" in growth.dead
+    assert "key_size=12 is alive" in growth.dead
 
 
 @pytest.mark.parametrize(("new", "works"), [(8, 12), (9, 12), (13, 18), (11, 12), (19, 24)])
