@@ -1,43 +1,58 @@
 """How much of a family `growformer families infer` gets right by itself: docs/infer.md is this program's output.
 
-Every family of growformer.families is hidden in turn and drafted from its model type and tiny sample config; then other
-causal language models of transformers are drafted from their classes' default (full-size) configs.
+Every family of growformer.families is hidden in turn and drafted from its model type and tiny sample config; then
+twenty other causal language models of transformers are drafted from their classes' default (full-size) configs. A draft
+is written to a FILE.py, and that file goes unedited through what `growformer families check FILE.py` runs.
 
-    python tools/infer_score.py [--write docs/infer.md] [NAME ...]
+    python tools/infer_score.py [--only NAME ...] [--jobs 2]
+
+What was measured stands in docs/infer.json, each draft with a hash of the sources that it depends on; a run measures
+what is missing or stale there, and makes the page from all of it.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import importlib.metadata
 import json
-import multiprocessing
 import sys
+import tempfile
+import time
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import ExitStack
+from multiprocessing import get_context
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parents[1]
+PAGE, RESULTS = ROOT / "docs" / "infer.md", ROOT / "docs" / "infer.json"
+PARTS = ("algebra", "families", "planning", "proof", "checkpoint", "api", "drafts")
+
 OTHERS = (
-    "apertus", "arcee", "biogpt", "bitnet", "codegen", "dbrx", "diffllama", "ernie4_5", "exaone4", "glm",
-    "gpt_bigcode", "granitemoe", "helium", "hunyuan_v1_dense", "jetmoe", "lfm2", "olmoe", "persimmon", "phimoe",
-    "seed_oss", "xglm",
+    "apertus", "arcee", "biogpt", "bitnet", "codegen", "diffllama", "doge", "ernie4_5", "exaone4", "glm",
+    "gpt_bigcode", "granitemoe", "helium", "jetmoe", "lfm2", "olmoe", "persimmon", "phimoe", "seed_oss", "xglm",
 )  # fmt: skip
-"""Causal language models that were looked at while the tool was made, as the families by hand were."""
+"""Causal language models without a family."""
 
-EVERY = 6
-"""Of all other causal language models of transformers, in the order of their names, every sixth is drafted too. Nothing
-was changed after they were first drafted, so that they say how the tool does on what it has not seen."""
+LEFT_OUT = ("dbrx", "deepseek_v2", "hunyuan_v1_dense")
+"""Their classes' own default configs give no model that builds and runs, so that there is nothing to draft from;
+`doge`, the next of the alphabet, stands in."""
+
+FIRST = 4
+"""So many of a draft's failures are listed."""
 
 
-def unseen() -> list[str]:
-    """Every sixth causal language model of transformers that nobody looked at."""
-    from transformers import CONFIG_MAPPING
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    from growformer.families import FAMILIES
-
-    seen = {kind for family in FAMILIES.values() for kind in family.model_types} | set(OTHERS)
-    return sorted(k for k in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if k not in seen and k in CONFIG_MAPPING)[::EVERY]
+def sources_hash() -> str:
+    """A hash of every Python file that a draft or its check depends on, and of this one."""
+    found = hashlib.sha256(Path(__file__).read_bytes())
+    for part in PARTS:
+        for path in sorted((ROOT / "src" / "growformer" / part).rglob("*.py")):
+            found.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return found.hexdigest()
 
 
 def skeleton(pattern: Any, names: Any) -> list[tuple[str, str]]:
@@ -103,158 +118,192 @@ def meaning(family: Any, atom: Any, names: Any) -> Any:
     return atom.role if atom.role in ("q", "k", "v", "raw", "embed", "logits", "scale") else None
 
 
-def one(name: str) -> dict[str, Any]:
-    """Draft one model type and measure the draft."""
-    import torch
+_opened = ExitStack()
+_verifier: Any = None
+
+
+def measure(name: str) -> dict[str, Any]:
+    """Draft one model type and check the draft, in this process and one other that it keeps."""
     import transformers
 
-    torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    from growformer.algebra import WILD
-    from growformer.api.checking import check_family
-    from growformer.api.infer import config_of
-    from growformer.drafts import infer, shrink, source_of
-    from growformer.drafts.probe import probe
     from growformer.families import FAMILIES
 
+    global _verifier
+    if _verifier is None:
+        from growformer.api.checks.verifying import start_worker, verifier
+
+        start_worker()
+        transformers.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        # A process that ends waits for its children, and that one waits for work: it goes before queues close (10).
+        Finalize(None, _opened.close, exitpriority=100)
+        _verifier = _opened.enter_context(verifier())
+    start = time.monotonic()
     hand = FAMILIES.pop(name, None)  # hidden: nothing below may know it
-    out: dict[str, Any] = {"name": name}
     try:
-        raw = shrink(config_of(name)) if hand is None else dict(hand.sample)
-        if hand is not None:
-            raw |= {"model_type": hand.model_types[0], "architectures": [hand.architectures[0]]}
-        draft = infer(raw)
-        space: dict[str, Any] = {}
-        exec(source_of(draft), space)  # the text itself is what is scored
-        family = next(x for x in space.values() if type(x).__name__ == "Family")
+        found = _measured(name, hand)
     except Exception as error:
-        return {**out, "failed": f"{type(error).__name__}: {str(error).splitlines()[-1][:160]}"}
+        found = {"failed": f"{type(error).__name__}: {str(error).splitlines()[-1][:240]}"}
+    finally:
+        if hand is not None:
+            FAMILIES[name] = hand
+    return {"name": name, **found, "seconds": round(time.monotonic() - start)}
+
+
+def _measured(name: str, hand: Any) -> dict[str, Any]:
+    from growformer.algebra import WILD
+    from growformer.api.checking import check_family
+    from growformer.api.infer import Checked, config_of, drafted, failures, settle
+    from growformer.drafts import Draft, source_of
+    from growformer.drafts.probe import probe
+
+    raw = config_of(name) if hand is None else dict(hand.sample)
+    if hand is not None:
+        raw |= {"model_type": hand.model_types[0], "architectures": [hand.architectures[0]]}
+    first = drafted(raw)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "draft.py"
+
+        def check(draft: Draft) -> Checked:
+            file.write_text(source_of(draft), encoding="utf-8")  # the file itself is what is checked
+            try:
+                return check_family(str(file), within=_verifier)
+            except Exception as error:
+                return error
+
+        draft, report = settle(first, check)
+    family = draft.family
     base = probe(draft.raw)
     assert base is not None
-    out["tensors"] = len({n.text for disk in base.shapes for n, p in family.patterns if n.match(disk) is not None})
-    out["guesses"] = len(draft.guesses)
+    out: dict[str, Any] = {
+        "tensors": len({n.text for disk in base.shapes for n, _ in family.patterns if n.match(disk) is not None}),
+        "pinned": sum(
+            a.axis == WILD or (isinstance(a.axis, int) and a.axis > 1) for _, p in family.patterns for a in p.atoms()
+        ),
+        "taken": sorted({a for f in family.frozen[len(first.family.frozen) :] for a in f.axes}),
+        "failures": [text[:300] for text in failures(report)],
+        "ok": not failures(report),
+    }
     if hand is not None:
         starts = any(n.startswith(hand.prefix) for n in base.shapes) if hand.prefix else True
-        total, right, roles, wrong = compare(
-            hand.of(base.full), family, list(base.shapes), "" if starts else hand.prefix
-        )
+        prefix = "" if starts else hand.prefix
+        total, right, roles, wrong = compare(hand.of(base.full), family, list(base.shapes), prefix)
         out |= {"total": total, "right": right, "roles": roles, "wrong": wrong}
-    atoms = [a for _, pattern in family.patterns for a in pattern.atoms()]
-    out["pinned"] = sum(a.axis == WILD or (isinstance(a.axis, int) and a.axis > 1) for a in atoms)
-    try:
-        report = check_family(family, dtypes=("float64",))
-    except Exception as error:
-        return {**out, "axes": 0, "exact": 0, "ok": False, "said": [f"{type(error).__name__}: {str(error)[:160]}"]}
-    refused = [f"{axis.axis}: refused: {axis.limit}" for axis in report.axes if axis.state != "exact"]
-    return out | {
-        "axes": len(report.axes),
-        "exact": sum(axis.state == "exact" for axis in report.axes),
-        "ok": report.ok,
-        "said": [text[:260] for text in [*report.failures, *refused]],
-    }
+    axes = [] if isinstance(report, Exception) else report.axes
+    stays = {axis.axis: axis.limit[:200] for axis in axes if axis.state != "exact"}
+    return out | {"axes": len(axes), "exact": len(axes) - len(stays), "stays": stays}
 
 
-def table(rows: list[dict[str, Any]], known: bool) -> list[str]:
+def table(rows: list[Mapping[str, Any]], known: bool) -> list[str]:
     head = ["family", "patterns right", "roles right too"] if known else ["model type", "patterns", "dims left fixed"]
-    head += ["axes that grow exactly", "passes the check unedited"]
+    head += ["axes that grow exactly", "axes taken back", "passes the check unedited"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for row in rows:
         if "failed" in row:
-            lines.append(f"| {row['name']} | no draft: {row['failed']} |" + " |" * 3)
+            lines.append(f"| {row['name']} | no draft |" + " |" * (len(head) - 3) + " no |")
             continue
-        first = (
-            f"{row['right']}/{row['total']} | {row['roles']}/{row['total']}"
-            if known
-            else f"{row['tensors']} | {row['pinned']}"
-        )
-        lines.append(f"| {row['name']} | {first} | {row['exact']}/{row['axes']} | {'yes' if row['ok'] else 'no'} |")
+        two = (f"{row['right']}/{row['total']}", f"{row['roles']}/{row['total']}")
+        first = two if known else (str(row["tensors"]), str(row["pinned"]))
+        rest = (f"{row['exact']}/{row['axes']}", ", ".join(row["taken"]), "yes" if row["ok"] else "no")
+        lines.append(f"| {' | '.join((row['name'], *first, *rest))} |")
     return lines
 
 
-def page(known: list[dict[str, Any]], others: list[dict[str, Any]], fresh: list[dict[str, Any]]) -> str:
-    import transformers
+def summary(rows: list[Mapping[str, Any]], asked: tuple[str, ...]) -> str:
+    passed = [row for row in rows if row.get("ok")]
+    clean = sum(not row["taken"] for row in passed)
+    text = f"**{len(passed)} of {len(asked)} drafts pass unedited**, {clean} of them with no axis taken back."
+    if len(rows) < len(asked):
+        text += f" Only {len(rows)} of {len(asked)} were measured with these sources."
+    return text
 
-    def passed(rows: list[dict[str, Any]]) -> str:
-        return f"{sum(bool(r.get('ok')) for r in rows)} of {len(rows)} drafts pass unedited."
 
+def page(rows: Mapping[str, Mapping[str, Any]], families: tuple[str, ...]) -> str:
+    """docs/infer.md."""
+    known, others = ([rows[n] for n in group if n in rows] for group in (families, OTHERS))
     done = [r for r in known if "failed" not in r]
     total, right, roles = (sum(r[k] for r in done) for k in ("total", "right", "roles"))
     lines = [
         "# How good a draft `growformer families infer` is",
         "",
-        f"Made by `tools/infer_score.py` with transformers {transformers.__version__}; every number is measured.",
+        "Made by `python tools/infer_score.py` with "
+        f"transformers {importlib.metadata.version('transformers')}, from docs/infer.json; every number is measured.",
         "",
-        "Each draft goes unedited through `check_family` with float64 sources: coverage of every tensor, another order",
-        "of channels, each axis grown alone and all together and proved by a fresh process, and rules broken.",
+        "Each draft is written to a file, and the file goes unedited through `growformer families check FILE.py`:",
+        "coverage of every tensor, another order of channels, each axis grown alone and all together (float64,",
+        "float32, bfloat16 sources) and proved by a fresh process, and rules broken on purpose. A check asks a draft",
+        "only for the axes and architectures that the draft itself names, so a draft that leaves much fixed passes",
+        "more easily: the columns say how much.",
+        "",
         "*Patterns right*: tensor patterns that equal the hand-written ones up to the names of axes; *roles right",
-        "too*: those whose norms and attention roles mean the same. *Dims left fixed*: dims whose size no config field",
-        "was found to explain, or only a number; they do not grow, and a draft that has them passes more easily.",
-        "A check asks a draft only for the axes and architectures that the draft itself names.",
+        "too*: those whose norms and attention roles mean the same. *Dims left fixed*: dims whose size no config",
+        "field was found to explain, or only a number. *Axes that grow exactly*: of those the draft names; the others",
+        "are refused, with a reason. *Axes taken back*: `infer` had them grow, its own check refuted it, and the draft",
+        "now refuses them (`frozen`).",
         "",
         "## Families that are written by hand, hidden from the tool",
         "",
-        f"{right} of {total} patterns right, {roles} with their roles. {passed(known)}",
+        summary(known, families),
+        f"{right} of {total} patterns right, {roles} with their roles (of the {len(done)} families that have a draft).",
         "The tool was made while looking at these families.",
         "",
         *table(known, True),
         "",
-        "## Other causal language models, from their classes' default configs",
+        "## Twenty other causal language models, from their classes' default configs",
         "",
-        f"{passed(others)} The tool was made while looking at some of these.",
+        summary(others, OTHERS),
+        "The tool was made while looking at most of these as well.",
+        f"Not among them: {', '.join(LEFT_OUT)}, whose classes' own defaults give no model that runs.",
         "",
         *table(others, False),
         "",
-        f"## Every {EVERY}th of all other causal language models: not looked at while the tool was made",
-        "",
-        passed(fresh),
-        "",
-        *table(fresh, False),
-        "",
-        "## What fell short",
+        "## What does not pass, and why",
         "",
     ]
-    for row in [*known, *others, *fresh]:
-        short = [*row.get("wrong", ()), *row.get("said", ())]
-        if short:
-            lines += [f"### {row['name']}", "", *(f"- `{' '.join(s.split())}`" for s in short[:6])]
-            lines += [f"- and {len(short) - 6} more"] if len(short) > 6 else []
-            lines.append("")
+    for row in (r for r in [*known, *others] if not r.get("ok")):
+        said = [row["failed"]] if "failed" in row else row["failures"]
+        lines += [f"### {row['name']}", "", *_listed(said, FIRST), ""]
+    lines += ["## What stays as it is in drafts that pass", ""]
+    for row in (r for r in [*known, *others] if r.get("ok") and r["stays"]):
+        lines += [f"- {row['name']}: " + "; ".join(f"{a}: `{_flat(s)}`" for a, s in row["stays"].items())]
+    lines += ["", "## Patterns that are not the hand-written ones", ""]
+    for row in (r for r in done if r["wrong"]):
+        lines += [f"### {row['name']}", "", *_listed(row["wrong"], 8), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
+def _flat(text: str) -> str:
+    return " ".join(text.replace("`", "'").split())
+
+
+def _listed(said: list[str], most: int) -> list[str]:
+    more = [f"- and {len(said) - most} more"] if len(said) > most else []
+    return [*(f"- `{_flat(s)}`" for s in said[:most]), *more]
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("names", nargs="*")
-    parser.add_argument("--write", type=Path)
-    parser.add_argument("--rows", type=Path, help="keep what was measured here, and go on from it")
-    parser.add_argument("--jobs", type=int, default=2)
-    args = parser.parse_args()
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--only", nargs="+", metavar="NAME", help="measure these alone, even if they were")
+    words.add_argument("--jobs", type=int, default=2, help="drafts at a time; each takes two processes")
+    words.add_argument("--results", type=Path, default=RESULTS, help="what was measured; kept up to date")
+    words.add_argument("--page", type=Path, default=PAGE, help="the page to write")
+    given = words.parse_args()
     from growformer.families import FAMILIES
 
-    known, others, fresh = list(FAMILIES), list(OTHERS), unseen()
-    if args.names:
-        known, others, fresh = ([n for n in group if n in args.names] for group in (known, others, fresh))
+    families, key = tuple(FAMILIES), sources_hash()
     rows: dict[str, dict[str, Any]] = {}
-    if args.rows and args.rows.exists():
-        rows = {row["name"]: row for row in map(json.loads, args.rows.read_text(encoding="utf-8").splitlines())}
-    with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        running = {pool.submit(one, name): name for name in [*known, *others, *fresh] if name not in rows}
-        for done in as_completed(running):
-            name = running[done]
-            rows[name] = done.result()
-            if args.rows:
-                with args.rows.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(rows[name]) + "\n")
-            told = {
-                k: v for k, v in rows[name].items() if k in ("failed", "right", "roles", "total", "exact", "axes", "ok")
-            }
-            print(name, told, file=sys.stderr, flush=True)
-    text = page(*([rows[n] for n in group] for group in (known, others, fresh)))
-    if args.write:
-        args.write.write_text(text, encoding="utf-8")
-    else:
-        print(text)
+    if given.results.exists():
+        rows = json.loads(given.results.read_text(encoding="utf-8"))
+    asked = given.only or [n for n in (*families, *OTHERS) if rows.get(n, {}).get("sources") != key]
+    with ProcessPoolExecutor(given.jobs, mp_context=get_context("spawn")) as pool:
+        for done in as_completed([pool.submit(measure, name) for name in asked]):
+            row = {**done.result(), "sources": key}
+            rows[row["name"]] = row
+            given.results.write_text(json.dumps(rows, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+            told = {k: v for k, v in row.items() if k in ("failed", "right", "total", "exact", "axes", "taken", "ok")}
+            print(row["name"], told, file=sys.stderr, flush=True)
+    fresh = {name: row for name, row in rows.items() if row["sources"] == key}
+    given.page.write_text(page(fresh, families), encoding="utf-8")
 
 
 if __name__ == "__main__":

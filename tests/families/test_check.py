@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from growformer.algebra import Family
+from growformer.algebra import Family, Field, Norm
 from growformer.api.checking import check_family, load_family
 from growformer.api.checks.cover import cover_family
 from growformer.api.checks.order import difference_of
@@ -161,3 +161,20 @@ def test_a_file_that_is_no_literal(text: str, error: type[Exception], says: str,
         load_family(str(tmp_path / "gone.py"))
     with pytest.raises(RequestError, match="unknown"):
         load_family("gone")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"attention": replace(LLAMA.attentions[0], value="values")}, "attention 1 names the axis 'values'"),
+        ({"norms": {**LLAMA.norms, "odd": Norm("4", "rms", eps=1e-5)}}, "norm 'odd' names the axis '4'"),
+        ({"tensors": {**LLAMA.tensors, "x": "hidden <- (heads _)"}}, "_ inside a product or a sum"),
+        ({"axes": {**LLAMA.axes, "extra": Field("no_such_size")}}, "its size from no_such_size, which the sample"),
+        ({"streams": ("river",)}, "streams names the axis 'river'"),
+    ],
+)
+def test_a_literal_that_names_what_it_does_not_declare_is_told_so(changes: dict[str, Any], said: str) -> None:
+    found = cover_family(replace(LLAMA, **changes))
+    assert any(said in problem for problem in found.problems)
+    assert not found.samples  # nothing more is asked of it
+    assert cover_family(LLAMA).problems == []

@@ -206,3 +206,10 @@ def test_fidelity_is_of_what_the_model_adds_up() -> None:
     assert tensor_plan(Fill("normal", "w"), shared).tensors[0].fidelity == "scaled"
     odd = (Lift.copies(3, 3).shared(Factor.of(3)),)
     assert tensor_plan(Fill("normal", "w"), odd).tensors[0].fidelity == "rounded"
+
+
+def test_a_single_number_of_a_new_layer_is_its_neighbour_s() -> None:
+    made = grow(family(("hidden",), {"{layer}.eps": "."}), {"hidden_size": 3, "layer_size": 2}, {"layer_size": 3})
+    assert sorted(made.target) == ["0.eps", "1.eps", "2.eps"]
+    new = next(tensor for tensor in made.plan.tensors if tensor.source is None)
+    assert torch.equal(made.target[new.name], made.source[str(new.fill.like)])

@@ -65,3 +65,15 @@ def test_depth_where_each_layer_ends_in_a_norm_on_the_stream() -> None:
     check(model, layer_size=5)  # the encoder's layers have none
     check(model, hidden_size=5)
     check(MODEL, decoder_layer_size=5)  # an embedding norm stands in no layer
+
+
+def test_a_norm_over_the_values_of_all_heads_has_no_recipe() -> None:
+    norms = {**NORMS, "sub": Norm(("heads", "value"), "rms", eps="other")}
+    model = replace(MODEL, tensors={**TENSORS, "{layer}.sub": "sub: * (heads value)"}, norms=norms)
+    message = refused(model, value_size=5)
+    assert message.startswith("value_size 4 -> 5: the norm sub reads heads and value together") and "stays 4" in message
+    assert refused(model, heads_size=5).startswith("heads_size 4 -> 5: the norm sub")
+    check(model, mlp_size=5, hidden_size=6)
+    # The control: over the queries of all heads it has one.
+    queries = {**NORMS, "q": Norm(("heads", "key"), "rms", eps="other")}
+    check(replace(MODEL, norms=queries), heads_size=5)

@@ -30,6 +30,9 @@ class Attending(Texts):
             query, _ = self.patterns._one(whole, "")
             kv = next((k for k, w in self.patterns.kv.items() if w is whole), None)
             kv_heads = self.patterns._one(kv, "")[0] if kv is not None else None
+            if query not in axes.sizes:
+                self.guesses.append(f"heads of attention: {query}, which no field counts alone; they stay as they are")
+                continue
             keys = self._atoms(score.query.writers, "q") or ("key",)
             value = next(iter(self._atoms(score.value.writers, "v") if score.value else ()), "value")
             twin = same.scores[i] if same is not None and i < len(same.scores) else None

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-from growformer.algebra import Attention, Divides, Experts, Family, Field, PerLayer, Ratio, TensorPattern, Tied
+from growformer.algebra import (
+    Attention,
+    Divides,
+    Experts,
+    Family,
+    Field,
+    NamePattern,
+    PerLayer,
+    Ratio,
+    TensorPattern,
+    Tied,
+)
 from growformer.algebra.sizes import fields_of
 from growformer.checkpoint.stock import full_config, last_line
 from growformer.drafts.attending import Attending
 from growformer.drafts.names import Named
 from growformer.drafts.probe import Config, attempt, probe, runs
+from growformer.drafts.settled import blanked, frozen, unexplained
 from growformer.errors import RequestError
 
 
@@ -44,6 +56,10 @@ def infer(raw: Mapping[str, Any]) -> Draft:
         base = attempt(raw)
     except Exception as error:  # whatever transformers raises; the text is what a user needs
         said = f"{type(error).__name__}: {last_line(error)}"
+        inner = [v for v in full_config(raw)[0].values() if isinstance(v, dict)]
+        parts = [str(v["model_type"]) for v in inner if "model_type" in v]
+        if parts:
+            said = f"it has parts with configs of their own; draft each by itself: {', '.join(parts)} ({said})"
         raise RequestError(f"{raw.get('model_type')!r}: its tiny model does not build and run: {said}") from error
     return Drafting(base).draft()
 
@@ -131,6 +147,7 @@ class Drafting(Attending):
                     follows[key] = led[0]
                     self.guesses.append(f"{key} repeats {led[0]}: a guess")
         spoken |= set(follows)
+        attention = self._sound(attention, sizes)
         rules = self._rules(sizes)
         _, defaults = full_config(base.raw)
         from transformers import PreTrainedConfig
@@ -139,7 +156,7 @@ class Drafting(Attending):
         requires = {s: base.full[s] for s in self.switches if s not in optional.values()}
         neutral = tuple(
             k
-            for k in defaults
+            for k in {**defaults, **raw}
             if k not in common
             and k not in spoken
             and k not in per_layer
@@ -160,7 +177,7 @@ class Drafting(Attending):
             axes=sizes,
             tensors=tensors,
             norms=self.norms,
-            attention=attention[0] if len(attention) == 1 else tuple(attention) or Attention(),
+            attention=attention[0] if len(attention) == 1 else tuple(attention),
             experts=experts,
             layers=tuple(names.layers) or ("layer",),
             tied=tied,
@@ -176,6 +193,8 @@ class Drafting(Attending):
             neutral=neutral,
             sample={k: v for k, v in raw.items() if k != "model_type"},
         )
+        family = self._understood(family)
+        family = replace(family, frozen=frozen(family, base, self.probes))
         for param, scale in base.trace.scales.items() if base.trace else ():
             moved = {
                 p for p, x in self.probes.items() if x.trace and abs(x.trace.scales.get(param, scale) - scale) > 1e-9
@@ -185,6 +204,39 @@ class Drafting(Attending):
                     f"{param}: its output is multiplied by a number that {', '.join(sorted(moved))} moves"
                 )
         return Draft(family, [*dict.fromkeys([*axes.guesses, *self.guesses])], base.raw)
+
+    def _understood(self, family: Family) -> Family:
+        """The draft without the axes, the stream's and layers apart, that do not say what shapes tensors have."""
+        lost = unexplained(family, self.base, self.probes)
+        lost = {a: said for a, said in lost.items() if a not in family.streams and a not in family.layers}
+        if not lost:
+            return family
+        named = re.compile(rf"\b({'|'.join(map(re.escape, lost))})\b")
+        tensors = {n: blanked(t, named) for n, t in family.tensors.items() if not set(lost) & set(NamePattern(n).axes)}
+        if len(tensors) < len(family.tensors):
+            return family  # an axis in names cannot be left out
+        for said in dict.fromkeys(lost.values()):
+            self.guesses.append(f"{', '.join(a for a, x in lost.items() if x == said)}: not named, for {said}")
+        return replace(
+            family,
+            axes={a: s for a, s in family.axes.items() if a not in lost},
+            tensors=tensors,
+            norms={r: n for r, n in family.norms.items() if not set(n.axes) & set(lost)},
+            attention=tuple(self._sound(list(family.attentions), set(family.axes) - set(lost))),
+            copied={a: s for a, s in family.copied.items() if a not in lost},
+            neutral=(*family.neutral, *(f for a in lost for f in fields_of(family.axes[a]) if f in self.base.full)),
+        )
+
+    def _sound(self, attention: list[Attention], sizes: Collection[str]) -> list[Attention]:
+        """Those whose axes the draft declares."""
+        out = []
+        for one in attention:
+            lost = {a for a in (one.heads, one.kv_heads, *one.key, one.value) if a is not None} - set(sizes)
+            if lost:
+                self.guesses.append(f"attention over {one.heads}: no size explains {', '.join(sorted(lost))}")
+            else:
+                out.append(one)
+        return out
 
     def _copied(self) -> dict[str, str]:
         out = {}

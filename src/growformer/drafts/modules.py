@@ -124,7 +124,7 @@ def _stored_order(score: Score, trace: Trace, q: torch.Tensor) -> list[int] | No
     """By channel of a query head, the row of the weight that wrote it; None where they cannot be matched."""
     for writer in score.query.writers:
         y = trace.outputs.get(writer)
-        if y is None:
+        if y is None or not y.numel():
             continue
         first = y.double().flatten(0, -2)[0] if y.dim() > 1 else y.double()
         found = []

@@ -149,15 +149,30 @@ def _stack(w: Watch, args: Any, kwargs: Any, outs: Any) -> Info:
     return replace(info, dims=(*info.dims[:dim], fresh(len(args[0])), *info.dims[dim:]), made=made)
 
 
+def _runs(ids: torch.Tensor) -> bool:
+    """Whether ids count up by one."""
+    with torch.utils._python_dispatch._disable_current_modes():
+        values = ids.reshape(-1, ids.shape[-1] if ids.dim() else 1)[0].tolist()
+    return len(values) > 2 and all(b - a == 1 for a, b in pairwise(values))
+
+
+def _table(info: Info) -> Info:
+    """A stored table that the model reads as it is: it writes what its rows hold."""
+    if not info.param or not info.dims:
+        return info
+    if len(info.dims) == 2 and len(info.dims[0]) == 1:
+        info.dims[0][0].root.looked = info.dims[0][0].root.looked or "ids"
+    return replace(info, param="", writers=frozenset({info.param}), made=frozenset(info.dims[-1]))
+
+
 def _embedding(w: Watch, args: Any, kwargs: Any, outs: Any) -> Info:
     table, ids = w.of(args[0]), w.of(args[1])
     if table.dims[0]:
         node = table.dims[0][0].root
         with torch.utils._python_dispatch._disable_current_modes():
-            values = args[1].reshape(-1, args[1].shape[-1] if args[1].dim() else 1)[0].tolist()
-        runs = all(b - a == 1 for a, b in pairwise(values)) and len(values) > 2
-        node.looked = "positions" if runs or args[1].dim() < 2 or args[1].shape[0] == 1 else "tokens"
-        if len(set(values)) == 1 and args[1].numel() > 1:
+            same = args[1].numel() > 1 and args[1].unique().numel() == 1
+        node.looked = "positions" if _runs(args[1]) or args[1].dim() < 2 or args[1].shape[0] == 1 else "tokens"
+        if same:
             node.looked = "ids"
     return Info(
         (*ids.dims, table.dims[1]), writers=frozenset({table.param}), made=frozenset(table.dims[1]), stream=True
@@ -179,7 +194,7 @@ def _index(w: Watch, args: Any, kwargs: Any, outs: Any) -> Info:
                 if len(info.dims) > 2:
                     node.root.index = True
                 elif len(info.dims) == 2:
-                    node.root.looked = node.root.looked or "ids"
+                    node.root.looked = node.root.looked or ("positions" if _runs(places[k]) else "ids")
         inner = tuple(fresh(n) for n in places[k].shape)
         made = frozenset(info.dims[1]) if info.param and len(info.dims) == 2 else info.made
         return replace(info, dims=(*info.dims[:k], *inner, *info.dims[k + 1 :]), made=made)
@@ -193,14 +208,16 @@ def _read(w: Watch, weight: Info, read: int, write: int, data: Info) -> None:
         w.trace.reads.setdefault(weight.param, data)
         # Which of the weight's own dims these are, whatever views lie between.
         for own, node in enumerate(w.trace.params[weight.param]):
-            if node and set(node) & set(weight.dims[read]):
+            inside = {x for n in node for x in (n, *n.parts.values(), *n.root.parts.values())}
+            if inside & set(weight.dims[read]):
                 w.trace.reading.setdefault(weight.param, own)
-            elif node and set(node) & set(weight.dims[write]):
+            elif inside & set(weight.dims[write]):
                 w.trace.writing.setdefault(weight.param, own)
 
 
 def _mm(w: Watch, args: Any, kwargs: Any, outs: Any) -> Info:
     a, b = w.of(args[0]), w.of(args[1])
+    a = _table(a) if a.param and b.param else a
     align(a.dims[-1], b.dims[-2])
     batch = tuple(a.dims[:-2])
     for x, y in zip(a.dims[:-2], b.dims[:-2], strict=True):
@@ -272,7 +289,7 @@ def _conv(w: Watch, args: Any, kwargs: Any, outs: Any) -> Info:
 
 
 def _layer_norm(w: Watch, args: Any, kwargs: Any, outs: Any) -> list[Info]:
-    info = w.of(args[0])
+    info = _table(w.of(args[0]))
     for x in args[2:4]:
         if isinstance(x, torch.Tensor):
             align(info.dims[-1], w.of(x).dims[-1])

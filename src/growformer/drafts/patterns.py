@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from growformer.algebra import Field, Ratio, Size, Times
+from growformer.algebra.sizes import fields_of
 from growformer.drafts.nodes import Node
 from growformer.drafts.probe import Probe
 from growformer.drafts.sizes import Sizes, fit, tiles
@@ -70,11 +71,22 @@ class Patterns:
         assert base.trace is not None
         self.trace: Trace = base.trace
         self.sizes, self.axes = sizes, Axes()
+        # Sums of embeddings are streams as well; where x + f(x) is another size, that is the one.
+        residual = Counter(n.root for dim in self.trace.residual for n in dim if len(dim) == 1)
         counted = Counter(n.root for dim in self.trace.streams for n in dim if len(dim) == 1)
+        if residual:
+            most = residual.most_common(1)[0][1]
+            counted.update({n: len(self.trace.streams) for n, count in residual.items() if count == most})
         main = sizes.of(counted.most_common(1)[0][0]) if counted else None
         # A sum of embeddings of another size is no stream.
         self.streams = {n: None for n, _ in counted.most_common() if sizes.of(n) == main}
         self.scores = [s for s in self.trace.scores if s.used]
+        queries, keys = set[str](), set[str]()
+        for s in self.scores:  # a product may be taken the other way round: keys with what positions ask
+            if s.query.writers and s.query.writers <= keys - queries:
+                s.query, s.key = s.key, s.query
+            queries |= s.query.writers
+            keys |= s.key.writers
         self.made: dict[str, set[Node]] = {
             "q": {n for s in self.scores for n in s.query.made},
             "k": {n for s in self.scores for n in s.key.made},
@@ -85,12 +97,15 @@ class Patterns:
         for score in self.scores:
             self._heads(score)
 
+    given: frozenset[str] = frozenset()
+    """Fields that size what the model is given (an image, a sound)."""
+
     def register(self, embedding: str) -> None:
         """Name what is plain before the rest: the stream, the vocabulary, heads, stacked experts."""
         dims = self.trace.params.get(embedding)
         if self.streams:
             self._leaf("hidden", next(iter(self.streams)))
-        if dims is not None and len(dims[0]) == 1:
+        if dims is not None and len(dims) == 2 and len(dims[0]) == 1:
             self._leaf("vocab", dims[0][0].root)
         for node in self.heads:
             self._leaf("heads", node)
@@ -236,6 +251,8 @@ class Patterns:
         size = self.sizes.of(root)
         if isinstance(size, int):
             return str(size)
+        if size is not None and fields_of(size) & self.given:
+            return "_"  # as large as what the model is given
         known = next(
             (a for a, s in self.axes.sizes.items() if s == size and self.axes.kinds[a] in ("vocab", "experts")), ""
         )

@@ -32,7 +32,7 @@ class Probe:
         shapes: of its tensors on disk.
         places: where each of them stands in memory.
         trace: what a forward pass showed; None where it was not run.
-        facts: by norm module, (kind, gain, eps); see `modules`.
+        given: the shapes of what it was given.
     """
 
     raw: Config
@@ -41,6 +41,7 @@ class Probe:
     places: dict[str, Place] = field(default_factory=dict)
     trace: Trace | None = None
     model: Any = None
+    given: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def class_of(raw: Mapping[str, Any]) -> Any:
@@ -172,7 +173,9 @@ def attempt(raw: Mapping[str, Any], run: bool = True) -> Probe:
         model = build(raw)
         found, saved = places(model), stored(model)
         untie(model)
-        return Probe(dict(raw), full, saved, found, watch(model, inputs(model)), model)
+        given = inputs(model)
+        shapes = {name: tuple(x.shape) for name, x in given.items() if isinstance(x, torch.Tensor)}
+        return Probe(dict(raw), full, saved, found, watch(model, given), model, shapes)
 
 
 def ends(model: Any) -> tuple[Any, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Any
 
@@ -10,6 +11,7 @@ from growformer.drafts.modules import eps_fields, measure
 from growformer.drafts.names import Named, name_patterns
 from growformer.drafts.patterns import Patterns
 from growformer.drafts.probe import Probe, changed, ends, integers, probe
+from growformer.drafts.settled import JOINT
 from growformer.drafts.sizes import Sizes
 from growformer.drafts.trace import Normed, Trace
 
@@ -32,6 +34,7 @@ class Reading:
         self.every: dict[str, Probe] = {"": base, **self.probes}
         self.sizes = Sizes(base, self.probes)
         self.patterns = Patterns(base, self.sizes)
+        self.patterns.given = frozenset(n for n, p in self.probes.items() if p.given != base.given)
         self.switches = self._switches()
         self.modules: dict[str, Any] = dict(base.model.named_modules())
         self.eps = eps_fields(base)
@@ -49,6 +52,7 @@ class Reading:
     def _probes(self) -> dict[str, Probe]:
         full = self.base.full
         found: dict[str, Probe] = {}
+        stuck: list[str] = []
         nones = [k for k, v in full.items() if v is None and not any(w in k for w in _NOT_SIZES)]
         if "head_dim" not in full:
             nones.append("head_dim")
@@ -56,6 +60,8 @@ class Reading:
             if name in self.follows:
                 continue
             got = changed(self.base, name)
+            if got is None and name not in nones:
+                stuck.append(name)
             if got is not None and _plains(got) != _plains(self.base):
                 leader = next((n for n, p in found.items() if p.full.get(name) != full[name]), None)
                 if leader is not None and re.search("dim|size", name):
@@ -69,6 +75,19 @@ class Reading:
                     self.follows |= dict.fromkeys((k for k in equal if re.search("dim|size", k)), name)
             if got is not None and (got.shapes != self.base.shapes or self._moved(got)):
                 found[name] = got
+        return found | self._pairs([n for n in stuck if re.search("(dim|size|heads?|embd|model|width)$", n)][:5])
+
+    def _pairs(self, stuck: list[str]) -> dict[str, Probe]:
+        """Fields of which the class takes no other value alone, changed two at a time so that their ratio stays, or
+        their product."""
+        found: dict[str, Probe] = {}
+        for a, b in itertools.combinations(stuck, 2):
+            x, y = self.base.full[a], self.base.full[b]
+            for new in ({a: 2 * x, b: 2 * y}, {a: 2 * x, b: y // 2}, {a: x // 2, b: 2 * y}):
+                got = probe({**self.base.raw, **new}) if min(new.values()) > 0 else None
+                if got is not None and (got.shapes != self.base.shapes or self._moved(got)):
+                    found[f"{a}{JOINT}{b}"] = got
+                    break
         return found
 
     def _moved(self, got: Probe) -> bool:
@@ -109,6 +128,10 @@ class Reading:
                 self.guesses.append(f"{call.name}: neither an RMS norm nor a LayerNorm as far as measured")
                 continue
             axis, role = self._norm_axis(call)
+            over = (axis,) if isinstance(axis, str) else axis
+            if not all(a in self.patterns.axes.sizes for a in over):
+                self.guesses.append(f"{call.name}: what it is a norm over, {' '.join(over)}, is no product of axes")
+                continue
             eps: str | float = self.eps.get(call.name, found.eps)
             norm = Norm(axis, found.kind, eps=eps, gain=found.gain, output=self._output(call))
             if final and plain(call.name) == plain(final):
@@ -128,15 +151,20 @@ class Reading:
 
     def _norm_axis(self, call: Normed) -> tuple[Any, str]:
         made = call.before.made
+        # What queries or keys alone are made of tells them apart where one weight writes both.
+        roles = {self.patterns.role(node) for node in made} & {"q", "k"}
         score = [s for s in self.patterns.scores if made & s.query.made or made & s.key.made]
-        keyed = {r for s in self.patterns.scores for n in s.axis for r in (n.root,)}
-        if any(n.root in keyed for n in call.dim) or self.patterns.attends(call.dim[0]):
-            queries = any(made & s.query.made for s in score)
-            role = "q" if queries else "k"
-        else:
-            role = ""
+        role = ""
+        if len(roles) == 1:
+            role = roles.pop()
+        elif score and (self._keyed(call) or self.patterns.attends(call.dim[0])):
+            role = "q" if any(made & s.query.made for s in score) else "k"
         words = self.patterns.text(call.dim, role)[0].split()
         return (words[0] if len(words) == 1 else tuple(words)), role
+
+    def _keyed(self, call: Normed) -> bool:
+        keyed = {n.root for s in self.patterns.scores for n in s.axis}
+        return any(n.root in keyed for n in call.dim)
 
     def _output(self, call: Normed) -> Any:
         assert self.base.trace is not None

@@ -60,7 +60,11 @@ def _tiny(raw: Mapping[str, Any], full: Mapping[str, Any], even: bool, grouped: 
     n = min(4, layers)
     heads = next((v for k, v in ints.items() if _HEADS.match(k)), 4)
     widths = iter((48, 64, 80, 96, 112, 128) if even else (28, 20, 36, 44, 52, 60, 68, 76))
-    sizes = iter((8, 8, 8, 8) if even else (10, 6, 8, 12))
+    # Where a part of each head turns, that part is a whole number of pairs.
+    rope = full.get("rope_parameters")
+    part = (rope if isinstance(rope, Mapping) else full).get("partial_rotary_factor") or 1.0
+    heads_of = (8, 8, 8, 8) if even else (10, 6, 8, 12)
+    sizes = iter([n for n in (*heads_of, 16, 20, 24, 40) if int(n * part) % 2 == 0 and int(n * part)])
     experts = 6
     told: dict[int, int] = {}
     for key, value in ints.items():

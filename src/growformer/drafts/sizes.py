@@ -70,12 +70,14 @@ def fit(seen: Seen, fulls: Mapping[str, Mapping[str, Any]]) -> Size | int | None
     base = seen.get("", 0)
     if all(value == base for value in seen.values()):
         return base
-    own = [name for name in seen if name and seen[name] != base]
+    # A probe may have changed several fields, its name says which.
+    moved = [name for name in seen if name and seen[name] != base]
+    own = [*dict.fromkeys(name for names in moved for name in names.split("+"))]
     for name in own:
         told = {p: fulls[p].get(name) for p in seen}
         if all(seen[p] == v for p, v in told.items()):
             return Field(name)
-        if seen[name] == told[name] and all(v is None or v == seen[p] for p, v in told.items()):
+        if name in seen and seen[name] == told[name] and all(v is None or v == seen[p] for p, v in told.items()):
             rest = fit({p: seen[p] for p, v in told.items() if v is None}, fulls)
             if isinstance(rest, (Field, Ratio, Times)):
                 return Field(name, default=rest)

@@ -8,6 +8,7 @@ from fractions import Fraction
 from functools import cached_property
 
 from growformer.algebra import Field, Power, TensorPattern
+from growformer.drafts.nodes import Node
 from growformer.drafts.reading import Reading, size_of
 
 
@@ -37,9 +38,9 @@ class Texts(Reading):
         if k < 0:
             return "_", "", False
         nodes = self.trace.params[param][k]
-        weight = re.sub(r"(\.bias|_bias)$", lambda m: ".weight" if m[1] == ".bias" else "", param)
+        weight = self._beside(param)
         beside = self.base.trace.writing.get(weight)
-        if weight != param and beside is not None and k == len(self.trace.params[param]) - 1:
+        if beside is not None and k == len(self.trace.params[param]) - 1:
             nodes = self.trace.params[weight][beside]  # a bias is as what its weight writes
         if nodes and len(nodes) == 1 and (start, stop) != (0, nodes[0].size):
             part = nodes[0].parts.get((start, stop)) or nodes[0].root.parts.get((start, stop))
@@ -47,7 +48,35 @@ class Texts(Reading):
                 return "_", "", False
             nodes = (part,)
         text, found = self.patterns.text(nodes, role)
+        if re.search(r"(?<!\w)_(?!\w)", text) and text != "_":
+            text, found = "_", ""  # what is not known of a part is not known of the whole
+        if param not in self.trace.touched and len(nodes) == 1 and self._as_large(nodes[0]):
+            self.guesses.append(f"{param}: nothing used it; that it holds `hidden` is a guess from its size alone")
+            text = "hidden"
         return text, found, bool(nodes) and nodes[0].root.index
+
+    def _beside(self, bias: str) -> str:
+        """The weight that a bias stands beside; empty where it is no bias."""
+        stem = re.sub(r"[._]bias$", "", bias)
+        names = (f"{stem}.weight", f"{stem}_weight", stem) if stem != bias else ()
+        return next((name for name in names if name in self.trace.writing), "")
+
+    def _scale(self, vector: str) -> str:
+        """The role of a vector that outputs are multiplied by before they join the stream; empty where it is none."""
+        if not vector or vector.rpartition(".")[0] in self.norm_names or _unlayered(vector) not in self._vectors:
+            return ""
+        at = self._vectors.index(_unlayered(vector))
+        return f"scale{at + 1}" if len(self._vectors) > 1 else "scale"
+
+    @cached_property
+    def _vectors(self) -> list[str]:
+        names = (v for v in self.trace.scaled.values() if v.rpartition(".")[0] not in self.norm_names)
+        return [*dict.fromkeys(_unlayered(name) for name in names)]
+
+    def _as_large(self, node: Node) -> bool:
+        """Whether a node's size moves as the stream's does."""
+        size = self.patterns.axes.sizes.get("hidden")
+        return size is not None and self.sizes.of(node) == size
 
     def _text(self, disk: str, param: str, places: tuple[tuple[int, int, int], ...], normed: bool) -> str:
         assert self.base.trace is not None
@@ -93,11 +122,17 @@ class Texts(Reading):
         if not reads and not self._looked(param):
             solid = [t for t in writes if not t.startswith("[")]
             if used == "mul" and len(solid) == 1 and solid[0] == "hidden":
-                return "scale: * hidden"
+                return f"{self._scale(param) or 'scale'}: * hidden"
+            scale = self._scale(trace.scaled.get(self._beside(param), ""))
+            if scale and writes == ["hidden"]:
+                return f"{scale}: -> hidden"
             return f"-> {' '.join(writes)}"
         if self._looked(param):
             rows = f"({writes[0]})" if "|" in writes[0] and writes[0][0] != "(" else writes[0]
             return f"{rows} -> {' '.join(self._powered(param, w) for w in writes[1:])}"
+        scale = self._scale(trace.scaled.get(param, ""))
+        if scale and writes == ["hidden"]:
+            writes = [f"({scale}: hidden)"]
         first_reads = (
             parts[next(i for i, x in enumerate(parts) if not x[2])][1] if any(not x[2] for x in parts) else False
         )
@@ -154,3 +189,8 @@ class Texts(Reading):
                     if atom.role == role and kind not in ("heads", "kv_heads", "") and atom.axis not in out:
                         out.append(str(atom.axis))
         return tuple(out)
+
+
+def _unlayered(name: str) -> str:
+    """A name without the numbers between dots; `scale1` and `scale2` stay two."""
+    return re.sub(r"(?<=\.)\d+(?=\.)", "#", name)

@@ -42,7 +42,7 @@ class Info:
         normed: the norm that gave it, or "".
         stream: it is a residual stream.
         bent: an activation stands between its writers and it.
-        tokens: for ids: what they are.
+        past: every weight that anything it was computed from came through.
     """
 
     dims: tuple[Dim, ...]
@@ -55,6 +55,7 @@ class Info:
     normed: str = ""
     stream: bool = False
     bent: bool = False
+    past: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -101,7 +102,10 @@ class Trace:
         outer: by weight, whether it is used as [in, out] (True) or [out, in].
         scores, adds, norms: in order.
         scales: by weight, what its output had been multiplied by when it met the stream.
-        seen: ops that were not followed.
+        streams: the last dims of sums on the stream; residual: those to which what was computed from them was added.
+        scaled: by weight, the vector that its output was multiplied by, channel by channel.
+        touched: every parameter that some operation took.
+        sides: of every sum on the stream, channel by channel, by which parameters each side came.
     """
 
     params: dict[str, tuple[Dim, ...]] = field(default_factory=dict)
@@ -113,6 +117,10 @@ class Trace:
     norms: list[Normed] = field(default_factory=list)
     scales: dict[str, float] = field(default_factory=dict)
     streams: list[Dim] = field(default_factory=list)
+    residual: list[Dim] = field(default_factory=list)
+    scaled: dict[str, str] = field(default_factory=dict)
+    touched: set[str] = field(default_factory=set)
+    sides: list[tuple[frozenset[str], frozenset[str]]] = field(default_factory=list)
     used: dict[str, str] = field(default_factory=dict)
     outputs: dict[str, torch.Tensor] = field(default_factory=dict)
 
@@ -152,6 +160,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                         bent=before.bent,
                         stream=False,
                         scale=before.scale,
+                        past=before.past | after.past,
                     ),
                 )
 
@@ -176,9 +185,12 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         outs = out if isinstance(out, (tuple, list)) else [out]
         tensors = [x for x in outs if isinstance(x, torch.Tensor)]
         if tensors:
+            given = [self.of(x) for x in _tensors((*args, *(kwargs or {}).values()))]
+            self.trace.touched |= {i.param for i in given}
+            past = frozenset[str]().union(*(i.past | ({i.param} - {""}) for i in given))
             for tensor, info in zip(tensors, self.follow(name, args, kwargs or {}, tensors), strict=False):
                 if len(info.dims) == tensor.dim():
-                    self.keep(tensor, info)
+                    self.keep(tensor, replace(info, past=frozenset() if info.param else past))
         return out
 
     def follow(self, name: str, args: Any, kwargs: Any, outs: Sequence[torch.Tensor]) -> list[Info]:
@@ -189,9 +201,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if rule is not None:
             found = rule(self, args, kwargs, outs)
             return found if isinstance(found, list) else [found]
-        given = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]
-        for x in [y for y in args if isinstance(y, (list, tuple))]:
-            given += [y for y in x if isinstance(y, torch.Tensor)]
+        given = _tensors((*args, *kwargs.values()))
         return [self.pointwise(name, given, out, args) for out in outs]
 
     def pointwise(self, name: str, given: Sequence[torch.Tensor], out: torch.Tensor, args: Sequence[Any]) -> Info:
@@ -227,6 +237,10 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         )
         if name in ("mul", "mul_", "div", "div_"):
             info = replace(info, scale=first.scale * self.number(name, args), scores=info.scores)
+            vectors = [i.param for i, x in zip(infos, given, strict=True) if i.param and x.dim() == 1 and x.numel() > 1]
+            if len(vectors) == 1 and len(data) == 1 and not data[0].stream and not data[0].normed:
+                for writer in data[0].writers:
+                    self.trace.scaled.setdefault(writer, vectors[0])
             live = [i for i, x in zip(infos, given, strict=True) if x.numel() > 1]
             if len(live) == 1:
                 info = replace(
@@ -238,7 +252,9 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     writers=live[0].writers,
                 )
             elif len([i for i in live if not i.param]) > 1:
-                info = replace(info, scale=max((i.scale for i in data), key=lambda s: abs(s - 1)), stream=False)
+                # A table of angles was divided by what it likes; only what came of weights counts.
+                scales = [i.scale for i in data if i.past or i.param] or [1.0]
+                info = replace(info, scale=max(scales, key=lambda s: abs(s - 1)), stream=False)
         elif name in ("add", "add_", "sub", "index_add", "index_add_") and len(data) > 1:
             info = self.add(data, info)
         return info
@@ -254,7 +270,12 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def add(self, data: Sequence[Info], info: Info) -> Info:
         a, b = data[0], data[1]
+        # x + f(x): one side was computed from the other.
+        residual = bool(a.past and b.past) and (a.past < b.past or b.past < a.past) and not (a.scores or b.scores)
         stream = a.stream or b.stream or bool(a.normed and self.streamed(a)) or bool(b.normed and self.streamed(b))
+        if residual and info.dims[-1]:
+            self.trace.residual.append(info.dims[-1])
+            stream = True
         self.trace.adds.append(Added(a, b, stream))
         if stream:
             for i in (a, b):
@@ -262,7 +283,11 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     if not i.stream or writer not in self.trace.scales:
                         self.trace.scales.setdefault(writer, i.scale)
             self.trace.streams.append(info.dims[-1])
+            if a.dims[-1] and b.dims[-1]:
+                self.trace.sides.append((a.past, b.past))
             return replace(info, stream=True, normed="", scale=1.0, writers=a.writers | b.writers)
+        if bool(a.scores) != bool(b.scores):  # a bias on scores says nothing of their scale
+            return replace(info, normed="", scale=(a if a.scores else b).scale)
         return replace(info, normed="", scale=max((a.scale, b.scale), key=lambda s: abs(s - 1)))
 
     def number(self, name: str, args: Sequence[Any]) -> float:
@@ -282,6 +307,12 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def streamed(self, info: Info) -> bool:
         """The norm that gave it read the stream."""
         return any(n.name == info.normed and n.before.stream for n in self.trace.norms)
+
+
+def _tensors(args: Sequence[Any]) -> list[torch.Tensor]:
+    """The tensors among the arguments of an operation, and in the lists among them."""
+    inner = [y for x in args if isinstance(x, (list, tuple)) for y in x]
+    return [x for x in (*args, *inner) if isinstance(x, torch.Tensor)]
 
 
 def _broadcasts(shape: Sequence[int], out: Sequence[int]) -> bool:

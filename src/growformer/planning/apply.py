@@ -153,7 +153,8 @@ class Applier:
         """
         dtype = self._storage(tensor.source or tensor.fill.like or "")
         if not tensor.shape:
-            return self.read(tensor.source or "", None).to(dtype)
+            # A single number of a new layer (an activation's constant) is its neighbour's: nothing spreads around it.
+            return self.read(tensor.source or tensor.fill.like or "", None).to(dtype)
         blocks = list(tensor.blocks((start, stop)))
         if scratch is not None and len(blocks) == 1 and blocks[0].source is not None:
             values = self._old(tensor, blocks[0])

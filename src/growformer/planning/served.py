@@ -31,6 +31,14 @@ def check_served(family: Family, full: Mapping[str, Any], sizes: Sizes) -> None:
                     + (f" (config.json: {said})" if said else "")
                     + f"; it stays {sizes.old[axis]}"
                 )
+    for role, norm in family.norms.items():
+        for axis in norm.axes if len(norm.axes) > 1 and role not in ("q", "k") else ():
+            if sizes.old[axis] != sizes.new[axis]:
+                raise RequestError(
+                    f"{_named(family, axis)} {sizes.old[axis]} -> {sizes.new[axis]}: the norm {role} reads "
+                    f"{' and '.join(norm.axes)} together and is neither the queries' nor the keys'; no recipe covers "
+                    f"it; it stays {sizes.old[axis]}"
+                )
     for axis in family.layers:
         inside = {atom.role for name, pattern in family.patterns if axis in name.axes for atom in pattern.atoms()}
         on_stream = [role for role, norm in family.norms.items() if role in inside and norm.output == "stream"]

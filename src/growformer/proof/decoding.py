@@ -53,7 +53,7 @@ def _left_padded(model: Any, tokens: torch.Tensor) -> Outputs | None:
     """Sequences of several lengths, padded on the left; the real positions."""
     rows, length = tokens.shape
     real = torch.arange(length) >= torch.arange(rows)[:, None] * length // (2 * rows)
-    pad = model.config.get_text_config().pad_token_id
+    pad = getattr(model.config.get_text_config(), "pad_token_id", None)
     ids = tokens.masked_fill(~real, pad if isinstance(pad, int) and pad >= 0 else 0)
     found = raw_outputs(model, {"input_ids": ids, "attention_mask": real.long()})
     return {name: value[real] if value.dim() == 3 else value for name, value in found.items()}

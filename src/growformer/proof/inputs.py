@@ -210,7 +210,7 @@ def _padded(config: Any, cls: Any, plain: Mapping[str, torch.Tensor]) -> Iterato
     }
     if not texts:
         return
-    pad = config.get_text_config().pad_token_id
+    pad = getattr(config.get_text_config(), "pad_token_id", None)
     vocab = size(config, "vocab_size")
     pad = pad if isinstance(pad, int) and 0 <= pad < vocab else 0
     for side in ("right", "left"):

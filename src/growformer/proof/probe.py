@@ -88,7 +88,7 @@ def probe_tokens(folder: Path, batch: int, length: int, seed: int) -> Tokens:
             "kind of input to growformer.proof.functional instead."
         )
     # RoBERTa counts positions from behind the padding token's id; leaving as many unused costs the others nothing.
-    pad = config.pad_token_id
+    pad = getattr(config, "pad_token_id", None)
     unused = pad + 1 if isinstance(pad, int) and 0 <= pad <= 2 else 0
     length = min([length, *(max(1, limit - unused) for limit in position_limits(config))])
     generator = torch.Generator().manual_seed(seed)

@@ -232,7 +232,8 @@ def mislabelled(family: Family) -> Iterator[tuple[str, Family, set[str]]]:
     """
     values = {attention.value: attention.key for attention in family.attentions}
     asked: dict[str, tuple[str, str, set[str]]] = {}
-    for name, text in family.tensors.items():
+    # Weights first: softmax does not see what is added to every key, whatever its order.
+    for name, text in sorted(family.tensors.items(), key=lambda item: item[1].lstrip().startswith("->")):
         found = _PAIR.search(text)
         if found is not None and set(found.groups()) <= set(family.axes):
             wrong = text[: found.start()] + f"{found[2]} {found[1]}" + text[found.end() :]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from growformer.algebra import WILD, Atom, Family, NamePattern, TensorPattern, lookup
+from growformer.algebra.sizes import fields_of
 from growformer.api.checks.samples import raw_config, variants
 from growformer.checkpoint.stock import full_config, stock_tensors
 from growformer.errors import GrowformerError, PatternError
@@ -45,6 +46,10 @@ def cover_family(family: Family) -> Cover:
     except GrowformerError as error:
         found.problems.append(f"{family.architectures[0]}: {error}")
         return found
+    broken = undeclared_names(family.of(full), full)
+    if broken:
+        found.problems += broken
+        return found  # nothing can be asked of a literal that speaks of what it does not declare
     found.problems += _same_sizes(family.of(full), full)
     known = BASE_FIELDS | known_fields(family.of(full))
     defaults = full_config(raw_config(family, family.architectures[0]))[1]
@@ -85,6 +90,42 @@ def cover_family(family: Family) -> Cover:
         aside = name in family.uneven and not NamePattern(name).axes
         (found.gaps if aside else found.problems).append(said)
     return found
+
+
+def undeclared_names(family: Family, full: Mapping[str, Any]) -> list[str]:
+    """Axes, norms and config fields that the facts of a family name and nothing declares, one sentence each."""
+    out = []
+    facts: dict[str, tuple[str | None, ...]] = {f"norm {role!r}": norm.axes for role, norm in family.norms.items()}
+    for i, a in enumerate(family.attentions):
+        turned = (a.rotary.axis,) if a.rotary is not None else ()
+        facts[f"attention {i + 1}"] = (a.heads, a.kv_heads, a.group, *a.key, a.value, *turned)
+    if family.experts is not None:
+        facts["experts"] = (family.experts.axis,)
+    facts |= {"streams": family.streams, "layers": family.layers, "copied": tuple(family.copied)}
+    facts |= {f"power {role!r}": (power.axis,) for role, power in family.powers.items()}
+    facts |= {f"frozen {i + 1}": frozen.axes for i, frozen in enumerate(family.frozen)}
+    for name, pattern in family.patterns:
+        inner = [str(atom.axis) for dim in pattern.dims if dim.atom is None for atom in dim.atoms()]
+        if WILD in inner:
+            out.append(f"tensor {name.text}: {pattern.text!r} has {WILD} inside a product or a sum; it is a whole dim")
+        facts[f"tensor {name.text}"] = (
+            *name.axes,
+            *(str(atom.axis) for atom in pattern.atoms() if not isinstance(atom.axis, int) and atom.axis != WILD),
+        )
+    for what, axes in facts.items():
+        lost = [axis for axis in dict.fromkeys(axes) if axis is not None and axis not in family.axes]
+        out += [f"{what} names the axis {axis!r}, which `axes` does not declare" for axis in lost]
+    for axis, size in family.axes.items():
+        try:
+            size_of(size, full)
+        except (TypeError, GrowformerError):
+            lost = [name for name in sorted(fields_of(size)) if not isinstance(lookup(full, name), int)]
+            out.append(
+                f"axis {axis!r} takes its size from {' and '.join(lost)}, which the sample's config does not have"
+            )
+    if family.tied is not None and family.tied.norm not in family.norms:
+        out.append(f"tied names the norm {family.tied.norm!r}, which `norms` does not declare")
+    return out
 
 
 def _switches(family: Family, changes: Mapping[str, Any]) -> bool:
