@@ -2,13 +2,15 @@
 
 from growformer.algebra.facts import Attention, Divides, Experts, Frozen, Lends, Norm, Power, Rotary, Tied
 from growformer.algebra.family import OUTSIDE, Family, PerLayer, replace
-from growformer.algebra.fill import Fill
+from growformer.algebra.fill import BARRED, Fill
 from growformer.algebra.lift import ONE, Factor, Lift, Run, concat, product
 from growformer.algebra.method import Method, Side
-from growformer.algebra.pattern import RAW, WILD, Atom, Dim, NamePattern, TensorPattern
+from growformer.algebra.pattern import ODDS, RAW, WILD, Atom, Dim, NamePattern, TensorPattern
 from growformer.algebra.sizes import Field, Layered, Ratio, Size, Times, assigned, fields_of, layered, lookup
 
 __all__ = [
+    "BARRED",
+    "ODDS",
     "ONE",
     "OUTSIDE",
     "RAW",

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from growformer.algebra.facts import Attention, Divides, Experts, Frozen, Lends, Norm, Power, Tied
-from growformer.algebra.pattern import Atom, NamePattern, TensorPattern
+from growformer.algebra.pattern import ODDS, Atom, NamePattern, TensorPattern
 from growformer.algebra.sizes import Field, Size, fields_of, lookup
 from growformer.errors import PatternError
 
@@ -219,6 +219,10 @@ class Family:
         return not isinstance(norm.eps, str) or any(
             other.eps == norm.eps and other.axis != norm.axis for other in self.norms.values()
         )
+
+    def odds(self, axis: str) -> list[NamePattern]:
+        """The names of the biases on what channels of `axis` are chosen by."""
+        return [n for n, p in self.patterns if any((a.role, a.axis) == (ODDS, axis) for a in p.atoms())]
 
     def closes_layer(self, name: NamePattern, pattern: TensorPattern) -> bool:
         """Whether a new layer is closed at this tensor.

@@ -22,6 +22,13 @@ STEP = 16
 """Elements drawn from one step of a counter."""
 
 
+BARRED = -1e30
+"""The bias of channels that no softmax or top-k is to choose: the softmax of it is zero in every dtype.
+
+float16 holds no such number, and the lowest that it does hold (-65504) stands for it there.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Fill:
     """How the free entries of one target tensor are filled.
@@ -29,7 +36,7 @@ class Fill:
     Attributes:
         kind: "normal" (mean 0), or "mean" (the mean of the old entries times their factor: gains).
         like: the source tensor whose entries set the std or the mean; None: `std` stands as given.
-        std: a given std; None: the std of `like`, measured in float64 when the plan runs.
+        std: a given std (of "mean": a given mean); None: that of `like`, measured in float64 when the plan runs.
         factor: what the mean is multiplied by: that of the old gains.
     """
 

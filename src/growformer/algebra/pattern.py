@@ -8,6 +8,7 @@ Text order is the tensor's dim order and the arrow points from what is read to w
     "-> mlp"                                               a bias
     "pre: * hidden"    "pre: + hidden"                     a norm's gain, a norm's shift
     "(q: heads key) <- (raw: hidden)"                      reads the stream as it is, before any norm
+    "-> (odds: vocab)"                                     a bias of logits, before a softmax or a top-k over them
     "[experts] mlp <- hidden"                              one matrix an expert
     "_ <- hidden"                                          a dim that stays as the checkpoint has it
     "."                                                    a scalar
@@ -34,6 +35,9 @@ Stand = Literal["write", "read", "gain", "shift"]
 
 RAW = "raw"
 """The role of a reader of an axis that no norm stands before, though norms over the axis there are."""
+
+ODDS = "odds"
+"""The role of a bias on what channels are chosen by: a softmax or a top-k reads the axis there."""
 
 WILD = "_"
 """In place of an axis: as many channels as the stored tensor has; they never grow."""

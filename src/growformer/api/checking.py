@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from growformer.algebra import Family
-from growformer.api.checks.controls import broken_folders, mislabelled
+from growformer.api.checks.controls import broken_choices, broken_folders, mislabelled
 from growformer.api.checks.cover import Cover, cover_family
+from growformer.api.checks.optins import TITLE, opt_ins
 from growformer.api.checks.order import Orders, difference_of, differences
 from growformer.api.checks.recipes import recipe_of
 from growformer.api.checks.requests import Asked, Planner
@@ -23,6 +24,7 @@ from growformer.api.checks.verifying import Verifier, verifier
 from growformer.api.folders import Grown, expand_checkpoint
 from growformer.checkpoint.stock import full_config
 from growformer.errors import GrowformerError, PatternError, RequestError
+from growformer.planning.choices import Choices
 from growformer.proof.bar import BAR
 
 __all__ = ["DTYPES", "AxisReport", "Control", "FamilyReport", "Growth", "check_family", "load_family"]
@@ -165,6 +167,21 @@ class _Check:
             self._combined(architecture, "")
         for variant in self.found.changes:
             self._combined(self.first, variant)
+        if only is None:
+            self._opt_ins()
+
+    def _opt_ins(self) -> None:
+        """Each recipe that must be chosen, at the first class that takes it."""
+        seen: set[str] = set()
+        for architecture in self.declared.architectures:
+            try:
+                planner = self.planner(self.source(architecture))
+                found = [one for one in opt_ins(planner, planner.asked()) if one.what not in seen]
+            except (GrowformerError, RuntimeError, ValueError, KeyError, TypeError):
+                continue  # what a class cannot do was said when all its axes grew
+            for one in found:
+                seen.add(one.what)
+                self._make(architecture, one.what, one.request, "float64", full=False, choices=one.choices)
 
     def _alone(self, planner: Planner, one: Asked) -> None:
         making = None
@@ -218,6 +235,7 @@ class _Check:
         full: bool,
         alive: bool = True,
         variant: str = "",
+        choices: Choices | None = None,
     ) -> _Making:
         """Grow, and hand the two folders to the process that proves."""
         self.say(f"{what} ({architecture}, {dtype})")
@@ -231,7 +249,7 @@ class _Check:
             return making
         try:
             src = self.source(architecture, dtype, variant)
-            sizes: dict[str, Any] = dict(request)
+            sizes: dict[str, Any] = {**request, **(choices or Choices()).to_json()}
             out = self.root / f"grown-{len(self.makings)}"
             making.grown = expand_checkpoint(
                 src, out, prove_level="structure", allow_dead=True, threads=1, memory="64MiB", **sizes
@@ -265,6 +283,12 @@ class _Check:
         self.say("controls")
         made = next((m for m in self.makings if m.grown is not None and m.growth.what == "all together"), None)
         waiting = []
+        for chosen in self.makings:
+            if chosen.grown is None or not chosen.growth.what.startswith(TITLE):
+                continue
+            src = self.source(chosen.growth.architecture)
+            for broken in broken_choices(self.planner(src).family, chosen.grown.plan, chosen.grown.out, self.root):
+                waiting.append((broken, self.fresh.judge(self.declared, src, broken.folder)))
         if made is not None and made.grown is not None and made.growth.dtype == "float64":
             src = self.source(self.first)
             plan, out = made.grown.plan, made.grown.out

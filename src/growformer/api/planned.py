@@ -14,6 +14,7 @@ from growformer.errors import RequestError, SourceError
 from growformer.families import FAMILIES
 from growformer.methods import METHODS
 from growformer.planning import Plan, make_plan
+from growformer.planning.choices import Choices
 from growformer.planning.expansions import compose
 from growformer.planning.sizes import size_of
 
@@ -60,6 +61,8 @@ def plan(
     seed: int = 0,
     layers_at: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
     ignore_fields: Sequence[str] = (),
+    rope: str = "theta",
+    new_tokens: str = "open",
     **request: Any,
 ) -> Plan:
     """What a growth would do, from shapes alone; nothing is written.
@@ -71,6 +74,9 @@ def plan(
         seed: of the draws for new entries.
         layers_at: places of the new layers in the grown model, counted from 0; None spreads them evenly.
         ignore_fields: config fields that no fact of the family covers, and that growth should not mind.
+        rope: where the pairs of a rotary head go when it gets wider: theta, strided, longrope or proportional (see
+            `growformer.planning.choices.ROPES`).
+        new_tokens: "open", or "closed": their probability is exactly zero, where the head has a bias to say so.
         request: new sizes by the names of config.json: `hidden_size=1024`.
 
     Raises:
@@ -88,6 +94,7 @@ def plan(
         raw = source.config.to_dict()
         raw["architectures"] = [type(source).__name__]
         shapes = {name: tuple(x.shape) for name, x in on_disk(source).items()}
+    choices = Choices(rope, new_tokens)
     family = family_of(raw)
     full, defaults = full_config(raw)
     asked, placed = dict(request), layers_at
@@ -107,6 +114,7 @@ def plan(
         layers_at=placed,
         read=fields_read(raw),
         ignored=ignore_fields,
+        choices=choices,
     )
     _require_sizes(family, made)
     if family.tied is not None and family.tied.head in made.dropped:

@@ -27,11 +27,16 @@ def _asked(
     src: Path,
     words: Sequence[str],
     to: Path | None,
-    layers_at: Sequence[int] | None,
-    method: str,
-    ignore_fields: Sequence[str],
+    **planning: Any,
 ) -> dict[str, Any]:
-    """The request, its keys checked: they are about to become keywords."""
+    """The request, its keys checked: they are about to become keywords.
+
+    Args:
+        src: the source's folder.
+        words: of the command line.
+        to: a config.json to take sizes from.
+        planning: what else `plan` is told.
+    """
     request: dict[str, Any] = dict(parse(words))
     raw = read_config(src)
     family = api.family_of(raw)
@@ -45,7 +50,7 @@ def _asked(
         raise RequestError(f"{to}: every size is the source's own, so nothing is asked")
     asked: dict[str, Any] = dict(read_request(family, {**wanted, **request}))
     if follows:
-        made = api.plan(src, method=method, layers_at=layers_at, ignore_fields=ignore_fields, **asked)
+        made = api.plan(src, **planning, **asked)
         require_reached(to, follows, full_config(made.target_config)[0])
     return asked
 
@@ -55,17 +60,14 @@ def run_plan(
     words: Sequence[str],
     to: Path | None,
     layers_at: str | None,
-    method: str,
-    seed: int,
     save: Path | None,
     json: bool,
-    ignore_fields: Sequence[str] = (),
+    **planning: Any,
 ) -> None:
     """`growformer plan`."""
     src = located(src)
-    at = places(layers_at)
-    asked = _asked(src, words, to, at, method, ignore_fields)
-    made = api.plan(src, method=method, seed=seed, layers_at=at, ignore_fields=ignore_fields, **asked)
+    planning["layers_at"] = places(layers_at)
+    made = api.plan(src, **planning, **_asked(src, words, to, **planning))
     if save is not None:
         with target_errors(save), save.open("x", encoding="utf-8") as file:
             file.write(made.dumps() + "\n")
@@ -125,7 +127,8 @@ def run_expand(
     """`growformer expand`."""
     src = located(src)
     at = places(layers_at)
-    request = _asked(src, words, to, at, options["method"], options["ignore_fields"])
+    planning = {name: options[name] for name in ("method", "ignore_fields", "rope", "new_tokens")}
+    request = _asked(src, words, to, layers_at=at, **planning)
     with show.progress(json) as tell:
         grown = api.expand_checkpoint(src, out, layers_at=at, progress=tell, **options, **request)
     if json:

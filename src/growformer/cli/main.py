@@ -35,6 +35,12 @@ Ignore = Annotated[
 ]
 MethodName = Annotated[str, typer.Option("--method", help="How new entries start; see `growformer methods`.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the draws for new entries.")]
+Rope = Annotated[
+    str, typer.Option("--rope", help="Where rotary pairs go in wider heads: theta, strided, longrope or proportional.")
+]
+NewTokens = Annotated[
+    str, typer.Option("--new-tokens", help="open; or closed, to have probability zero (and no way to learn).")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
@@ -47,13 +53,18 @@ def plan(
     method: MethodName = "paper",
     seed: Seed = 0,
     ignore_field: Ignore = None,
+    rope: Rope = "theta",
+    new_tokens: NewTokens = "open",
     save: Annotated[Path | None, typer.Option("--save", help="Write the plan to this JSON file.")] = None,
     json: Json = False,
 ) -> None:
     """Show what a growth would do: tensors, sizes, fidelity, what else must change. Writes nothing."""
     from growformer.cli.commands import run_plan
 
-    run_plan(src, request or [], to, layers_at, method, seed, save, json, ignore_field or [])
+    run_plan(
+        src, request or [], to, layers_at, save, json,
+        method=method, seed=seed, ignore_fields=ignore_field or [], rope=rope, new_tokens=new_tokens,
+    )  # fmt: skip
 
 
 @app.command()
@@ -74,6 +85,8 @@ def expand(
         str, typer.Option(help="structure, full, or auto: full where both models fit in memory.")
     ] = "auto",
     ignore_field: Ignore = None,
+    rope: Rope = "theta",
+    new_tokens: NewTokens = "open",
     allow_dead: Annotated[bool, typer.Option("--allow-dead", help="Go on where new entries can never learn.")] = False,
     json: Json = False,
 ) -> None:
@@ -84,6 +97,7 @@ def expand(
         src, out, request or [], to, layers_at, json,
         method=method, seed=seed, dtype=dtype, max_shard_size=max_shard_size, prove_level=prove, allow_dead=allow_dead,
         memory=memory, threads=threads, resume=resume, ignore_fields=ignore_field or [],
+        rope=rope, new_tokens=new_tokens,
     )  # fmt: skip
 
 

@@ -82,7 +82,7 @@ BART = Family(
         "model.decoder.layers.{decoder_layer}.fc2.bias": "-> hidden",
         "model.decoder.layers.{decoder_layer}.final_layer_norm.weight": "decoder_out: * hidden",
         "model.decoder.layers.{decoder_layer}.final_layer_norm.bias": "decoder_out: + hidden",
-        "final_logits_bias": "-> 1 vocab",
+        "final_logits_bias": "-> 1 (odds: vocab)",
         "lm_head.weight": "vocab <- hidden",
     },
     tasks={

@@ -44,7 +44,7 @@ DEEPSEEK_V3 = Family(
         "model.layers.{layer}.mlp.up_proj.weight": "mlp <- hidden",
         "model.layers.{layer}.mlp.down_proj.weight": "hidden <- mlp",
         "model.layers.{layer}.mlp.gate.weight": "experts <- hidden",
-        "model.layers.{layer}.mlp.gate.e_score_correction_bias": "-> experts",
+        "model.layers.{layer}.mlp.gate.e_score_correction_bias": "-> (odds: experts)",
         "model.layers.{layer}.mlp.experts.{experts}.gate_proj.weight": "[experts] expert_mlp <- hidden",
         "model.layers.{layer}.mlp.experts.{experts}.up_proj.weight": "[experts] expert_mlp <- hidden",
         "model.layers.{layer}.mlp.experts.{experts}.down_proj.weight": "hidden <- [experts] expert_mlp",

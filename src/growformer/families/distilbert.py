@@ -52,7 +52,7 @@ DISTILBERT = Family(
         "vocab_layer_norm.weight": "transform: * transform",
         "vocab_layer_norm.bias": "transform: + transform",
         "vocab_projector.weight": "vocab <- transform",
-        "vocab_projector.bias": "-> vocab",
+        "vocab_projector.bias": "-> (odds: vocab)",
         "pre_classifier.weight": "pooled <- hidden",
         "pre_classifier.bias": "-> pooled",
         "classifier.weight": "_ <- pooled",

@@ -68,7 +68,7 @@ ELECTRA = replace(
         "generator_predictions.dense.weight": "transform <- hidden",
         "generator_predictions.dense.bias": "-> transform",
         "generator_lm_head.weight": "vocab <- transform",
-        "generator_lm_head.bias": "-> vocab",
+        "generator_lm_head.bias": "-> (odds: vocab)",
         "classifier.dense.weight": "pooled <- hidden",
         "classifier.dense.bias": "-> pooled",
         "classifier.out_proj.weight": "_ <- pooled",

@@ -36,7 +36,7 @@ GPT_OSS = Family(
         "model.layers.{layer}.self_attn.o_proj.bias": "-> hidden",
         "model.layers.{layer}.post_attention_layernorm.weight": "pre: * hidden",
         "model.layers.{layer}.mlp.router.weight": "experts <- hidden",
-        "model.layers.{layer}.mlp.router.bias": "-> experts",
+        "model.layers.{layer}.mlp.router.bias": "-> (odds: experts)",
         "model.layers.{layer}.mlp.experts.gate_up_proj": "[experts] hidden -> (mlp (gate: 1 | up: 1))",
         "model.layers.{layer}.mlp.experts.gate_up_proj_bias": "-> [experts] (mlp (gate: 1 | up: 1))",
         "model.layers.{layer}.mlp.experts.down_proj": "[experts] mlp -> hidden",

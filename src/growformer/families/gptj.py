@@ -30,7 +30,7 @@ GPTJ = Family(
         "transformer.ln_f.weight": "final: * hidden",
         "transformer.ln_f.bias": "final: + hidden",
         "lm_head.weight": "vocab <- hidden",
-        "lm_head.bias": "-> vocab",
+        "lm_head.bias": "-> (odds: vocab)",
     },
     tasks={"score.weight": "_ <- hidden", "qa_outputs.weight": "_ <- hidden", "qa_outputs.bias": "-> _"},
     norms={

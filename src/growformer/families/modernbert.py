@@ -47,7 +47,7 @@ MODERNBERT = Family(
         "head.norm.weight": "transform: * transform",
         "head.norm.bias": "transform: + transform",
         "decoder.weight": "vocab <- transform",
-        "decoder.bias": "-> vocab",
+        "decoder.bias": "-> (odds: vocab)",
         "classifier.weight": "_ <- transform",
         "classifier.bias": "-> _",
     },

@@ -35,7 +35,7 @@ PHI = Family(
         "model.final_layernorm.weight": "final: * hidden",
         "model.final_layernorm.bias": "final: + hidden",
         "lm_head.weight": "vocab <- hidden",
-        "lm_head.bias": "-> vocab",
+        "lm_head.bias": "-> (odds: vocab)",
     },
     tasks={"score.weight": "_ <- hidden", "score.bias": "-> _"},
     norms={

@@ -96,6 +96,8 @@ class Applier:
         count, mean, squares = 0, 0.0, 0.0
         for values in self._pieces(name):
             n, total = values.size, count + values.size
+            if not n:
+                continue
             # In place what numpy's mean and var do, to the last bit: fresh memory for each step takes twice the time.
             with np.errstate(invalid="ignore"):  # an infinite weight gives a figure that is refused by name
                 m = float(np.add.reduce(values) / n)
@@ -105,7 +107,7 @@ class Applier:
             squares += s + (m - mean) ** 2 * count * n / total
             mean += (m - mean) * n / total
             count = total
-        figure = mean if kind == "mean" else math.sqrt(squares / count)
+        figure = mean if kind == "mean" else math.sqrt(squares / max(count, 1))
         matrix = any(len(t.source_shape) > 1 for t in self.plan.tensors if t.source == name)
         if kind != "mean" and figure == 0.0 and matrix:
             figure = float(self.plan.source_config.get("initializer_range", 0.02))
@@ -120,11 +122,14 @@ class Applier:
             yield self.read(name, None).double().reshape(1).numpy().copy()
             return
         step = max(1, MEASURED // max(math.prod(shape[1:]), 1))
+        bias = math.prod(shape) == max(shape)
         for start in range(0, shape[0], step):
             rows = self.read(name, slice(start, min(start + step, shape[0])))
             values = self._scratch.array("measured", rows.shape, "float64")
             torch.from_numpy(values).copy_(rows)
-            yield values.reshape(-1)
+            # An earlier growth may have barred some of what a bias chooses from: these are no typical numbers.
+            values = values.reshape(-1)
+            yield values[values > torch.finfo(torch.float16).min] if bias else values
 
     @cached_property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
@@ -246,6 +251,8 @@ class Applier:
         level = fill.std if fill.std is not None else self.measure(fill.like or "", fill.kind)
         if fill.kind == "mean":
             level = (level + tensor.offset) * float(fill.factor) - tensor.offset
+            if fill.std is not None:
+                level = max(level, torch.finfo(dtype).min)  # see BARRED
             return torch.tensor([level], dtype=torch.float64).to(dtype)
         return torch.from_numpy(quantiles()).mul(level).to(dtype)
 

@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from growformer.algebra import ONE, WILD, Atom, Dim, Factor, Family, Fill, Lift, NamePattern, Run, TensorPattern, lookup
+from growformer.algebra import (
+    BARRED,
+    ODDS,
+    ONE,
+    WILD,
+    Atom,
+    Dim,
+    Factor,
+    Family,
+    Fill,
+    Lift,
+    NamePattern,
+    Run,
+    TensorPattern,
+    lookup,
+)
 from growformer.errors import PatternError
 from growformer.planning.growth import Growth
 from growformer.planning.plan import TensorPlan
@@ -63,7 +78,10 @@ def cover(family: Family, growth: Growth, shapes: Shapes, config: Mapping[str, A
 
 
 def idle_rows(
-    family: Family, pattern: TensorPattern, size: Callable[[Atom], int], turned: Mapping[str, int] | None = None
+    family: Family,
+    pattern: TensorPattern,
+    size: Callable[[Atom], int],
+    turned: Mapping[str, Sequence[bool]] | None = None,
 ) -> list[tuple[int, int]]:
     """The rows of a key bias that softmax cannot see, as (start, stop); none for any other tensor.
 
@@ -81,8 +99,9 @@ def idle_rows(
         if attention is None or normed or family.side(atom.role) != "k" or atom.axis not in attention.key:
             return Lift.identity(count)
         rotary = attention.rotary
-        moved = 0 if rotary is None or rotary.axis != atom.axis else (turned or {}).get(rotary.axis, count)
-        return Lift(moved, (*([Run(moved, 0)] if moved else []), *([Run(count - moved)] if count > moved else [])))
+        mine = rotary is not None and rotary.axis == atom.axis
+        turns = (turned or {}).get(str(atom.axis), [True] * count) if mine else [False] * count
+        return Lift.rows(count, [i if turn else None for i, turn in enumerate(turns)])
 
     return [(start, start + run.count) for start, run in pattern.dims[0].lift(lift).spans() if run.new]
 
@@ -224,7 +243,8 @@ def _tensor_plan(
     disk = disk[len(prefix) :] if prefix and disk.startswith(prefix) else disk
     is_new = None in old.values()
     passes = is_new and family.passes(pattern)
-    closes = passes or (is_new and family.closes_layer(name, pattern))
+    seen = any(index is None and not growth.at(axis, new).barred for axis, index in old.items())
+    closes = passes or (seen and family.closes_layer(name, pattern))
     sizes = dict(zip(map(id, stored_dims(name, pattern)), shapes[like], strict=True))
 
     def lift(dim: Dim, atom: Atom) -> Lift:
@@ -249,6 +269,8 @@ def _tensor_plan(
         ]
         # What carries a mean past a gain for each channel is weighed by the old gains, and must not be by the new.
         fill = Fill("mean", like, 1.0) if scale else Fill("mean", like, None, _product(factors))
+    elif not is_new and any(a.role == ODDS and growth.at(str(a.axis), new).barred for a in pattern.atoms()):
+        fill = Fill("mean", like, BARRED)
     else:
         fill = Fill("normal", like)
     shift = any(atom.stand == "shift" for atom in pattern.atoms())

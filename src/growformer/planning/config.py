@@ -132,7 +132,12 @@ def _declared(config: Mapping[str, Any], name: str) -> bool:
 
 
 def target_config(
-    family: Family, raw: Mapping[str, Any], full: Mapping[str, Any], growth: Growth, sizes: Sizes
+    family: Family,
+    raw: Mapping[str, Any],
+    full: Mapping[str, Any],
+    growth: Growth,
+    sizes: Sizes,
+    rope: str = "theta",
 ) -> tuple[dict[str, Any], list[str]]:
     """The grown model's config.json, and warnings.
 
@@ -142,6 +147,7 @@ def target_config(
         full: the same with the class's defaults filled in.
         growth: the growth of every axis.
         sizes: old and new sizes.
+        rope: how rotary positions are to grow; one of `ROPES`.
 
     Raises:
         RequestError: where a field cannot say what the growth needs.
@@ -165,7 +171,8 @@ def target_config(
     stated = dict(full)
     for attention in family.attentions:
         if attention.rotary is not None:
-            config, said = rotary_config(attention.rotary, raw, stated, growth.at(attention.rotary.axis), config)
+            key = growth.at(attention.rotary.axis)
+            config, said = rotary_config(attention.rotary, raw, stated, key, config, rope)
             notes += said
             if attention.rotary.set:  # another attention's set stands beside it
                 stated["rope_parameters"] = config["rope_parameters"]

@@ -26,6 +26,8 @@ class AxisGrowth:
         like: for an index axis, for each new index the old one whose tensors set the fills.
         dead: why the new channels can never be reached by a gradient; empty where they can.
         heard: its copies are all read, each by a share of what read the old channel.
+        barred: a softmax or a top-k reads the axis, and the bias of new channels is so low that it never chooses them:
+            whatever else they hold.
     """
 
     axis: str
@@ -36,6 +38,7 @@ class AxisGrowth:
     like: tuple[int, ...] = ()
     dead: str = ""
     heard: bool = False
+    barred: bool = False
 
     @property
     def old(self) -> int:

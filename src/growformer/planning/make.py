@@ -8,6 +8,7 @@ from typing import Any
 from growformer.algebra import ONE, Family, Method
 from growformer.errors import RequestError
 from growformer.planning.build import Covered, Shapes, cover, tensor_plans
+from growformer.planning.choices import Choices
 from growformer.planning.config import check_fields, target_config
 from growformer.planning.growth import Growth
 from growformer.planning.plan import Plan
@@ -30,6 +31,7 @@ def make_plan(
     layers_at: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
     read: Collection[str] = (),
     ignored: Collection[str] = (),
+    choices: Choices | None = None,
 ) -> Plan:
     """The plan of a growth, from shapes alone.
 
@@ -45,23 +47,25 @@ def make_plan(
         seed: of the draws.
         layers_at: places of the new layers in the grown model, by layer axis where several grow; None spreads them
             evenly.
-
         read: names of config fields that the modelling code reads.
         ignored: config fields that no fact covers and that the user takes upon himself.
+        choices: the recipes of the request; None: the defaults.
 
     Raises:
         RequestError: where the request has no exact answer; the message names the nearest that works.
         PatternError: where config and tensors do not belong together.
     """
+    choices = choices or Choices()
     seen = check_fields(family, full, defaults, read, ignored)
-    sizes = resolve_sizes(family, full, request)
+    sizes = resolve_sizes(family, full, request, choices)
     check_served(family, full, sizes)
     tied, headed = ties(family, full, shapes), family.headed(full)
     places = _placed(family, sizes, layers_at)
-    growth = resolve_growth(family, sizes, method, tied=tied, headed=headed, layers_at=places)
-    config, notes = target_config(family, raw, full, growth, sizes)
+    growth = resolve_growth(family, sizes, method, tied=tied, headed=headed, layers_at=places, choices=choices)
+    config, notes = target_config(family, raw, full, growth, sizes, choices.rope)
     covered = cover(family, growth, shapes, full)
     _check_absorbed(family, growth, covered)
+    _check_barred(family, growth, covered)
     if family.tied is not None and family.tied.head in covered.dropped:
         notes.append(f"{family.tied.head} is stored beside the tied embedding, equal; written once")
     layers = {axis: tuple(growth.at(axis).sources) for axis in family.layers}
@@ -71,7 +75,8 @@ def make_plan(
         seed=seed,
         request=dict(request)
         | ({} if layers_at is None else {"layers_at": _plain(layers_at)})
-        | ({"ignore_fields": sorted(ignored)} if ignored else {}),
+        | ({"ignore_fields": sorted(ignored)} if ignored else {})
+        | choices.to_json(),
         moved=sizes.moved,
         source_config=dict(raw),
         target_config=config,
@@ -104,6 +109,17 @@ def _check_absorbed(family: Family, growth: Growth, covered: Covered) -> None:
                 f"{family.name}: {stream} {axis.old} -> {axis.new} rescales what the last norm gives; that norm has no "
                 f"gain to take it back, and {why}; {stream} stays {axis.old}"
                 + (" (untied, with the head stored by itself, it can grow)" if growth.tied else "")
+            )
+
+
+def _check_barred(family: Family, growth: Growth, covered: Covered) -> None:
+    """Refuse to bar new channels by a bias that the checkpoint does not have."""
+    for axis in growth:
+        names = [name.text for name in family.odds(axis.axis)]
+        if axis.barred and not any(covered.names[name] for name in names):
+            raise RequestError(
+                f"{axis.axis} {axis.old} -> {axis.new}: new ones would be closed by a bias on what is chosen, and the "
+                f"checkpoint has none ({', '.join(names)})"
             )
 
 
@@ -160,5 +176,5 @@ def axes_json(growth: Growth) -> dict[str, Any]:
             "scale": str(axis.scale.square),
             "closed": axis.closed,
             "dead": axis.dead,
-        }
+        } | ({"barred": True} if axis.barred else {})
     return out

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from growformer.algebra import Attention, Family, Field, Ratio, Times, lookup
+from growformer.algebra import Attention, Experts, Family, Field, Ratio, Times, lookup
 from growformer.errors import RequestError
 
 
@@ -29,6 +29,7 @@ class Sizing:
         old, new: by axis.
         fields: new values by config field.
         moved: in words, what changes though nobody asked.
+        blocks: in how many groups of old experts, one after the other, new ones stand; 1: behind all.
     """
 
     family: Family
@@ -38,6 +39,7 @@ class Sizing:
     new: dict[str, int]
     fields: dict[str, int]
     moved: list[str]
+    blocks: int = 1
 
     def put(self, name: str, value: int) -> None:
         """Write a config field, and the size of every axis that it is."""
@@ -87,26 +89,55 @@ def move_times(z: Sizing) -> None:
 
 
 def move_experts(z: Sizing) -> None:
-    """Copies of experts share their router's weight, so that as many more are chosen."""
+    """Copies of experts share their router's weight, so that as many more are chosen; barred ones change nothing."""
     experts = z.family.experts
     if experts is None or experts.axis not in z.old or z.new[experts.axis] == z.old[experts.axis]:
         return
     name, was, now = field(z.family, experts.axis), z.old[experts.axis], z.new[experts.axis]
-    if now % was:
+    odd = {switch: value for switch, value in experts.requires.items() if lookup(z.config, switch) != value}
+    if now % was == 0 and not odd:
+        for count in (experts.chosen, *experts.groups):
+            value = int(lookup(z.config, count))
+            z.fields[count] = value * (now // was)
+            z.moved.append(f"{count} {value} -> {z.fields[count]}: every expert is there {now // was} times")
+    elif z.family.odds(experts.axis):
+        _bar_experts(z, experts, name, was, now)
+    elif now % was:
         raise Refused(
-            f"{name}={now}: experts grow by whole copies of all of them, for a router's weights must add up",
+            f"{name}={now}: experts grow by whole copies of all of them, for a router's weights must add up (and it "
+            f"has no bias that could keep new ones from being chosen)",
             {name: up(now, was)},
         )
-    for switch, wanted in experts.requires.items():
-        if lookup(z.config, switch) != wanted:
-            raise RequestError(
-                f"{name}={now}: copies of experts change what {z.family.name} computes while {switch}="
-                f"{lookup(z.config, switch)!r}; they are exact with {wanted!r}; {name} stays {was}"
-            )
-    for count in (experts.chosen, *experts.groups):
-        value = int(lookup(z.config, count))
-        z.fields[count] = value * (now // was)
-        z.moved.append(f"{count} {value} -> {z.fields[count]}: every expert is there {now // was} times")
+    else:
+        switch, wanted = next(iter(odd.items()))
+        raise RequestError(
+            f"{name}={now}: copies of experts change what {z.family.name} computes while {switch}="
+            f"{lookup(z.config, switch)!r}; they are exact with {wanted!r}; {name} stays {was}"
+        )
+
+
+def _bar_experts(z: Sizing, experts: Experts, name: str, was: int, now: int) -> None:
+    """New experts that are never chosen: as many in each group of old ones, or whole groups of their own."""
+    chosen = int(lookup(z.config, experts.chosen))
+    groups, taken = (int(lookup(z.config, count)) for count in experts.groups) if experts.groups else (1, 1)
+    if chosen > was // groups * taken:
+        raise RequestError(
+            f"{name}={now}: {experts.chosen}={chosen} of {was // groups * taken} experts are chosen, so that new ones "
+            f"would be as well, however low their bias"
+        )
+    if now % groups == 0:
+        z.blocks = groups
+    elif (now - was) % (was // groups) == 0:
+        count = experts.groups[0]
+        z.fields[count] = now // (was // groups)
+        z.moved.append(f"{count} {groups} -> {z.fields[count]}: the new experts are groups of their own")
+    else:
+        size = was // groups
+        raise Refused(
+            f"{name}={now}: experts stand in {groups} groups of {size}, and new ones are as many in each, or whole "
+            f"groups of {size}",
+            *({name: n} for n in sorted({up(now, groups), was + up(now - was, size)})),
+        )
 
 
 def move_kv_heads(z: Sizing, attention: Attention) -> None:

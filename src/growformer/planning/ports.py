@@ -20,7 +20,7 @@ def port(family: Family, growth: Growth, atom: Atom, index: Mapping[str, int]) -
     if isinstance(atom.axis, int):
         return Lift.identity(atom.axis)
     axis = growth.at(atom.axis, index)
-    if axis.axis in OUTSIDE:
+    if axis.axis in OUTSIDE or axis.barred:
         return axis.lift.freed(True)
     if atom.stand == "gain":
         return _gain(family, growth, axis, atom.role, index)

@@ -6,10 +6,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 
-from growformer.algebra import ONE, OUTSIDE, Attention, Factor, Family, Lift, Method, Run
+from growformer.algebra import BARRED, ONE, OUTSIDE, Attention, Factor, Family, Lift, Method, Run
 from growformer.errors import RequestError
+from growformer.planning.choices import Choices
 from growformer.planning.growth import AxisGrowth, Growth
-from growformer.planning.moves import field
+from growformer.planning.moves import field, up
+from growformer.planning.rotary import pair_places
 from growformer.planning.sizes import Sizes
 
 
@@ -89,12 +91,7 @@ def stream_growth(axis: str, old: int, new: int, *, mean: bool, scale: Factor = 
     return AxisGrowth(axis, Lift(old, (Run(old, 0), tail)), "writers", scale)
 
 
-def pair_places(old: int, new: int) -> list[int]:
-    """Where the old channels of a rotary head go: pair i stays pair i, and channel i turns with i + new/2."""
-    return [i if i < old // 2 else i - old // 2 + new // 2 for i in range(old)]
-
-
-def key_growth(family: Family, axis: str, old: int, new: int, method: Method) -> AxisGrowth:
+def key_growth(family: Family, axis: str, old: int, new: int, method: Method, way: str = "theta") -> AxisGrowth:
     """The growth of an axis of the dot product.
 
     Under a norm over each head the new channels are copies of old ones at new rotary pairs, closed at the key's gain:
@@ -104,8 +101,9 @@ def key_growth(family: Family, axis: str, old: int, new: int, method: Method) ->
     """
     attention = family.attention_of(axis)
     rotary = attention.rotary if attention is not None and attention.rotary and attention.rotary.axis == axis else None
-    half = rotary is not None and rotary.whole and rotary.layout == "half"
-    places = pair_places(old, new) if half else list(range(old))
+    whole = rotary if rotary is not None and rotary.whole else None
+    half = whole is not None and whole.layout == "half"
+    places = list(range(old)) if whole is None else pair_places(old, new, whole.layout, strided=way == "strided")
     norm = family.norm_over(axis) or family.norm_across(axis)
     if old == new or norm is None:
         return AxisGrowth(axis, Lift.place(old, places, new), method.closed.get(axis, "readers"))
@@ -128,10 +126,10 @@ def key_growth(family: Family, axis: str, old: int, new: int, method: Method) ->
     if norm.kind == "layer" and new % old:
         raise RequestError(_whole_heads(family, axis, old, new))
     turn, base = (old // 2, new // 2) if half else (old, new)
-    for place in range(turn, base):
-        sources[place] = place % turn
+    for i, place in enumerate(j for j in range(base) if sources[j] is None):
+        sources[place] = i % turn
         if half:
-            sources[place + base] = place % turn + turn
+            sources[place + base] = i % turn + turn
     copies = [sum(1 for source in sources if source == i) - 1 for i in range(old)]
     weight = {n: ONE if n == times - 1 else Factor.sqrt(times - 1, n) for n in copies}
     kept = set(places)
@@ -212,8 +210,10 @@ def resolve_growth(
     tied: bool,
     headed: bool = True,
     layers_at: Mapping[str, Sequence[int]] | None = None,
+    choices: Choices | None = None,
 ) -> Growth:
     """The growth of every axis of a family whose sizes are the same in all layers."""
+    choices = choices or Choices()
     old, new = sizes.old, sizes.new
     axes: dict[str, AxisGrowth] = {}
     for attention in family.attentions:
@@ -224,18 +224,47 @@ def resolve_growth(
         if axis in axes:
             continue
         if axis in OUTSIDE:
-            axes[axis] = AxisGrowth(axis, Lift.place(was, range(was), now), "writers")
+            axes[axis] = _outside(family, axis, was, now, choices)
         elif axis in family.layers:
             axes[axis] = layer_growth(was, now, (layers_at or {}).get(axis), method, axis, family.lenders)
         elif any(axis in attention.key for attention in family.attentions):
-            axes[axis] = key_growth(family, axis, was, now, method)
+            axes[axis] = key_growth(family, axis, was, now, method, choices.rope)
         elif family.experts is not None and axis == family.experts.axis:
-            axes[axis] = AxisGrowth(axis, Lift.copies(was, now // was), "readers", heard=was != now)
+            axes[axis] = expert_growth(family, axis, sizes)
         elif axis in normed or axis in family.copied:
             axes[axis] = normed_growth(family, axis, was, now, method)
         else:
             axes[axis] = AxisGrowth(axis, Lift.place(was, range(was), now), method.closed.get(axis, "readers"))
     return Growth((axes[axis] for axis in family.axes), tied=tied, headed=headed)
+
+
+def expert_growth(family: Family, axis: str, sizes: Sizes) -> AxisGrowth:
+    """Copies of all experts, as many more chosen; or new ones that a bias keeps from being chosen."""
+    was, now = sizes.old[axis], sizes.new[axis]
+    assert family.experts is not None
+    if was == now or family.experts.chosen in sizes.fields:
+        return AxisGrowth(axis, Lift.copies(was, now // was), "readers", heard=was != now)
+    old, new = was // sizes.blocks, now // sizes.blocks
+    places = [expert // old * new + expert % old for expert in range(was)]
+    dead = (
+        f"{field(family, axis)} {was} -> {now}: the {now - was} new experts have a bias of {BARRED:g} (-65504 in "
+        f"float16) before the router chooses, so that no token is sent to them and nothing in them learns"
+        + ("" if family.experts.requires and now % was == 0 else f"; {up(now, was)} are copies, and alive")
+    )
+    return AxisGrowth(axis, Lift.place(was, places, now), "readers", dead=dead, barred=True)
+
+
+def _outside(family: Family, axis: str, old: int, new: int, choices: Choices) -> AxisGrowth:
+    """An axis that inputs and outputs index grows at its end."""
+    lift = Lift.place(old, range(old), new)
+    if axis != "vocab" or old == new or choices.new_tokens == "open":
+        return AxisGrowth(axis, lift, "writers")
+    dead = (
+        f"{field(family, axis)} {old} -> {new}, new tokens closed: the head's bias of {BARRED:g} (-65504 in float16) "
+        f"gives them the probability zero, and no step of training is large enough to change it; the first new token "
+        f"in the data is a loss of 1e30"
+    )
+    return AxisGrowth(axis, lift, "writers", dead=dead, barred=True)
 
 
 def _heads(

@@ -10,6 +10,7 @@ from typing import Any
 
 from growformer.algebra import OUTSIDE, Attention, Family, Field, Layered, Ratio, Size, Times, layered, lookup
 from growformer.errors import RequestError
+from growformer.planning.choices import Choices
 from growformer.planning.moves import (
     Refused,
     Sizing,
@@ -23,7 +24,7 @@ from growformer.planning.moves import (
     move_times,
     up,
 )
-from growformer.planning.rotary import ropes, widest
+from growformer.planning.rotary import check_way, ropes, widest
 
 MOST_CHANNELS, MOST_LAYERS = 2**18, 2**12
 """What is larger is a slip of the hand (published models stay below half of it), and its plan would take minutes."""
@@ -42,12 +43,14 @@ class Sizes:
         old, new: by axis.
         fields: config fields to write, with their new values.
         moved: in words, what changes though nobody asked.
+        blocks: see `Sizing`.
     """
 
     old: Mapping[str, int]
     new: Mapping[str, int]
     fields: Mapping[str, int]
     moved: tuple[str, ...]
+    blocks: int = 1
 
 
 def size_of(size: Size, config: Mapping[str, Any]) -> int:
@@ -126,22 +129,25 @@ def _unknown(family: Family, key: str, names: list[str]) -> str:
     return f"unknown key {key}: {hint}"
 
 
-def resolve_sizes(family: Family, config: Mapping[str, Any], request: Mapping[str, Any]) -> Sizes:
+def resolve_sizes(
+    family: Family, config: Mapping[str, Any], request: Mapping[str, Any], choices: Choices | None = None
+) -> Sizes:
     """The new value of every size.
 
     Args:
         family: the model family.
         config: the source's config with the class's defaults filled in.
         request: new sizes by config field.
+        choices: the recipes of the request.
 
     Raises:
         RequestError: where no such model exists, with the nearest requests that work.
     """
-    asked = read_request(family, request)
+    asked, choices = read_request(family, request), choices or Choices()
     try:
-        return _resolve(family, config, asked)
+        return _resolve(family, config, asked, choices)
     except Refused as refused:
-        granted = (_granted(family, config, {**asked, **repair}) for repair in refused.repairs)
+        granted = (_granted(family, config, {**asked, **repair}, choices) for repair in refused.repairs)
         changes = [[f"{k}={v}" for k, v in new.items() if asked.get(k) != v] for new in granted if new]
         near = [", ".join(change) for change in changes if len(change) == min(map(len, changes))]
         hint = f"; {' or '.join(near)} works with the rest of the request" if near else ""
@@ -149,20 +155,20 @@ def resolve_sizes(family: Family, config: Mapping[str, Any], request: Mapping[st
 
 
 def _granted(
-    family: Family, config: Mapping[str, Any], asked: Mapping[str, int], depth: int = 3
+    family: Family, config: Mapping[str, Any], asked: Mapping[str, int], choices: Choices, depth: int = 3
 ) -> Mapping[str, int] | None:
     """The request itself where it is granted, or what becomes of it after at most `depth` repairs."""
     try:
-        _resolve(family, config, asked)
+        _resolve(family, config, asked, choices)
         return asked
     except Refused as refused:
         tries = ({**asked, **repair} for repair in refused.repairs if depth)
-        return next((found for new in tries if (found := _granted(family, config, new, depth - 1))), None)
+        return next((found for new in tries if (found := _granted(family, config, new, choices, depth - 1))), None)
     except RequestError:
         return None
 
 
-def _resolve(family: Family, config: Mapping[str, Any], asked: Mapping[str, int]) -> Sizes:
+def _resolve(family: Family, config: Mapping[str, Any], asked: Mapping[str, int], choices: Choices) -> Sizes:
     old = {axis: size_of(size, config) for axis, size in family.axes.items()}
     _check_source(family, config, old)
     new = dict(old)
@@ -203,8 +209,12 @@ def _resolve(family: Family, config: Mapping[str, Any], asked: Mapping[str, int]
     _check_copied(family, old, new)
     _check_rules(family, fields)
     for attention in family.attentions:
-        _check_rotary(family, attention, config, old, new)
-    return Sizes(old, new, fields, tuple(dict.fromkeys(moved)))
+        _check_rotary(family, attention, config, old, new, choices.rope)
+    if choices.rope != "theta":
+        _check_turned(family, old, new, choices.rope)
+    if choices.new_tokens == "closed":
+        _check_closed(family, old, new)
+    return Sizes(old, new, fields, tuple(dict.fromkeys(moved)), sizing.blocks)
 
 
 def _most(family: Family, axis: str) -> int:
@@ -256,8 +266,40 @@ def _check_rules(family: Family, fields: Mapping[str, int]) -> None:
             )
 
 
+def _check_closed(family: Family, old: Mapping[str, int], new: Mapping[str, int]) -> None:
+    """Refuse to close new tokens where there are none, or no bias to close them by."""
+    name = field(family, "vocab")
+    if "vocab" not in old or old["vocab"] == new["vocab"]:
+        raise RequestError(f"new_tokens='closed': no token is new; ask for {name or 'a vocabulary'}=... as well")
+    if not family.odds("vocab"):
+        raise RequestError(
+            f"new_tokens='closed': the head of {family.name} has no bias, which alone could give new tokens the "
+            f"probability zero; new_tokens='open' (the default) keeps every old logit"
+        )
+
+
+def _check_turned(family: Family, old: Mapping[str, int], new: Mapping[str, int], way: str) -> None:
+    """Refuse a way to place rotary pairs where no pair has to be placed."""
+    rotaries = [attention.rotary for attention in family.attentions if attention.rotary is not None]
+    if not rotaries:
+        raise RequestError(f"rope={way!r}: {family.name} has no rotary positions")
+    if not any(rotary.whole for rotary in rotaries):
+        raise RequestError(
+            f"rope={way!r}: {family.name} turns the first channels of a head only; new ones come behind them and do "
+            f"not turn, so that no pair is to be placed"
+        )
+    if all(old[rotary.axis] == new[rotary.axis] for rotary in rotaries):
+        name = field(family, rotaries[0].axis) or "the head size"
+        raise RequestError(f"rope={way!r} says where rotary pairs go when {name} grows, and it stays")
+
+
 def _check_rotary(
-    family: Family, attention: Attention, config: Mapping[str, Any], olds: Mapping[str, int], news: Mapping[str, int]
+    family: Family,
+    attention: Attention,
+    config: Mapping[str, Any],
+    olds: Mapping[str, int],
+    news: Mapping[str, int],
+    way: str,
 ) -> None:
     """Refuse a key size under which the old pairs cannot keep their frequencies: the base becomes theta^(new/old)."""
     rotary = attention.rotary
@@ -280,7 +322,9 @@ def _check_rotary(
         normed = family.norm_over(rotary.axis) or family.norm_across(rotary.axis)
         least = 2 * old if normed is not None else 0
         raise Refused(f"{name}={new}: rotary positions turn channels in pairs", {name: max(new + 1, least)})
-    for rope in turning.values():
+    if way != "theta":
+        check_way(rotary, way, name, old, new, turning)
+    for rope in turning.values() if way in ("theta", "proportional") else ():
         kind = rope.get("rope_type", "default")
         if kind not in rotary.steady:
             raise RequestError(

@@ -19,6 +19,7 @@ import transformers
 from torch.overrides import TorchFunctionMode
 
 from growformer.errors import UncheckedError
+from growformer.proof.barred import level
 from growformer.proof.float64 import build64_from, require_float64, true_float64
 from growformer.proof.loss import Loss, covering_tokens, losses, next_token_loss
 
@@ -104,7 +105,8 @@ def still_dead(
     model.eval().requires_grad_(True)
     try:
         with true_float64(), _Leaky():
-            scale = STEP * _rms(parameters.values())
+            # A bias that bars something (-1e30) is no typical weight, and a step of its size would be the end of all.
+            scale = STEP * _rms(x[x.abs() < -level(torch.float16)] for x in parameters.values())
             for step in range(passes):
                 gradients = _gradients(model, each, parameters)
                 for name, still in dead.items():

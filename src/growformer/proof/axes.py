@@ -31,6 +31,7 @@ class Axis:
         backs: [new] the coefficient in R of each new channel, None where R does not read it.
         scale: the scale c of every writer besides.
         closed: the side whose new entries are zero.
+        barred: no softmax or top-k over the axis chooses a new channel, whatever it holds, for its bias is too low.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Axis:
     backs: tuple[Factor | None, ...]
     scale: Factor
     closed: str
+    barred: bool = False
 
     @property
     def reached(self) -> Tensor:
@@ -164,6 +166,7 @@ class Axis:
             tuple(backs),
             Factor(scale),
             closed,
+            told.get("barred") is True,
         )
         axis._check_inverse()
         return axis

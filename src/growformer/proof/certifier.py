@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 from growformer.algebra.family import Family
+from growformer.algebra.pattern import ODDS
+from growformer.proof.barred import check_bias, lacking
 from growformer.proof.certificate import Certificate, LayerMap, Placed, Sides
 from growformer.proof.equations import Found, Tensors
 
@@ -54,6 +56,8 @@ class Certifier:
         if self._case.facts is not None and not self._case.facts.problems:
             self._tensors = self._case.check_names()
             self._case.check_spare()
+            for axis in self._case.facts.axes.values():
+                self._case.failures += lacking(self._case.family, axis, self._case.old) if axis.barred else []
         # These stand or fall together.
         self._pairs = list(self._case.pairs(self._tensors)) if self._tensors else []
         self._paired = {tensor.name for layer in self._pairs for tensor, _, _ in layer}
@@ -71,7 +75,11 @@ class Certifier:
             wrong = f"{name}: dtype {dtype}; required {old}, or the config's dtype {self._stated!r}"
             return Found(wrong, fidelity=""), dtype, old
         try:
-            return paired or case.check(tensor), dtype, old
+            found = paired or case.check(tensor)
+            odds = any(atom.role == ODDS for atom in tensor.pattern.atoms())
+            if odds and tensor.source is not None and case.facts is not None and not found.wrong:
+                found.wrong = check_bias(case.facts.axes, tensor, case.places(tensor), case.target) or None
+            return found, dtype, old
         except ValueError as error:
             return Found(f"{name}: {error}"), dtype, old
 

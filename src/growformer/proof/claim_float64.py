@@ -59,9 +59,10 @@ class Outputs:
     def compare(self, source: ByName, grown: ByName) -> dict[str, Difference]:
         """The difference of every output, at the channels that the receipt says are the source's."""
         from growformer.proof.functional import compare_outputs
-        from growformer.proof.outputs import grown_axes
+        from growformer.proof.outputs import closed_tokens, grown_axes
 
-        return compare_outputs(source, grown, grown_axes(self.case.plan.axes))
+        axes = self.case.plan.axes
+        return compare_outputs(source, grown, grown_axes(axes), closed_tokens(axes))
 
 
 def algebra(outputs: Outputs, measured: dict[str, Any]) -> Claim:

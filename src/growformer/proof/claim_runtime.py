@@ -113,7 +113,7 @@ def runtime(case: Case, inputs: Inputs, measured: dict[str, Any]) -> Claim:
     """Both stock models in their storage dtype, against the noise floor."""
     from growformer.proof.functional import FLOOR_MULTIPLE, judged
     from growformer.proof.functional import runtime as compare_runtime
-    from growformer.proof.outputs import grown_axes, is_logits
+    from growformer.proof.outputs import closed_tokens, grown_axes, is_logits
 
     # Stock models compute rotary tables and norms in float32 whatever the storage, which no floor of float64 shows:
     # there the algebra is the judge, and what differs at run time is told.
@@ -122,7 +122,8 @@ def runtime(case: Case, inputs: Inputs, measured: dict[str, Any]) -> Claim:
         floors = noise_floor(case, inputs, measured)
     except UncheckedError as error:
         return Claim("runtime", None, "-", required=not wide, detail=str(error))
-    results = compare_runtime(case.source, case.target, inputs, floors, grown_axes(case.plan.axes))
+    axes = case.plan.axes
+    results = compare_runtime(case.source, case.target, inputs, floors, grown_axes(axes), closed_tokens(axes))
     result = judged(results)
     d = result.difference
     measured["runtime"] = {

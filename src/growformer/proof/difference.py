@@ -92,13 +92,21 @@ def compare_logits(a: torch.Tensor, b: torch.Tensor) -> Difference:
     return Difference(max_abs, relative, math.sqrt(squares / compared), kl / positions, agree / positions)
 
 
-def compare_outputs(a: Outputs, b: Outputs, reads: Reads | None = None) -> dict[str, Difference]:
+def _taken(logits: torch.Tensor, old: int) -> bool:
+    """Whether a softmax gives any probability to logits from number `old` on."""
+    rows = torch.split(logits.flatten(0, -2), 1024)
+    return any(bool((part.softmax(-1)[:, old:] != 0).any()) for part in rows)
+
+
+def compare_outputs(a: Outputs, b: Outputs, reads: Reads | None = None, closed: bool = False) -> dict[str, Difference]:
     """Compare every output of two models, at the channels that are the source's.
 
     Args:
         a: the source's outputs.
         b: the other's, by the same names.
         reads: the axes that grew, from the receipt; None where there is none to ask.
+        closed: logits beyond the source's must have the probability zero, in the dtype they come in; where one has
+            not, the difference is infinite.
 
     Returns:
         The difference of each output.
@@ -112,6 +120,8 @@ def compare_outputs(a: Outputs, b: Outputs, reads: Reads | None = None) -> dict[
     for name, x in a.items():
         y, new = read_back(name, x.shape[-1], b[name], reads)
         found[name] = dataclasses.replace(compare_logits(x, y), new_logits=new, output=name)
+        if closed and new and _taken(b[name], x.shape[-1]):
+            found[name] = dataclasses.replace(found[name], relative=math.inf, rms=math.inf)
     return found
 
 

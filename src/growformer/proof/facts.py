@@ -76,12 +76,17 @@ class Facts:
     def _axis(self, axis: Axis) -> None:
         """Whether an axis may be lifted in this way at all."""
         family, name = self.family, axis.name
+        if axis.barred:
+            self._barred(axis)
         if name in OUTSIDE:
             if not axis.plain or axis.source.tolist() != [i if i < axis.old else -1 for i in range(axis.new)]:
                 self.problems.append(f"axis {name}: inputs and outputs index it, so that it may only grow at its end")
             return
-        if family.experts is not None and name == family.experts.axis and not axis.times:
-            self.problems.append(f"axis {name}: a router chooses among them; only whole copies of all are covered")
+        if family.experts is not None and name == family.experts.axis and not (axis.times or axis.barred):
+            self.problems.append(
+                f"axis {name}: a router chooses among them; only whole copies of all are covered, or new ones that its "
+                f"bias bars"
+            )
         if name in family.copied and not axis.times:
             self.problems.append(f"axis {name}: only whole copies of all its channels, for {family.copied[name]}")
         normed = family.norm_over(name) is not None
@@ -101,6 +106,16 @@ class Facts:
                 self.problems.append(
                     f"axis {layers.name}: {at.text} has a slab for each, and adds to the stream itself"
                 )
+
+    def _barred(self, axis: Axis) -> None:
+        """Whether a bias can keep new channels of an axis from being chosen, and leaves the old ones as they are."""
+        family, experts = self.family, self.family.experts
+        if not (axis.name == "vocab" or (experts is not None and axis.name == experts.axis)):
+            self.problems.append(f"axis {axis.name}: nothing chooses among its channels; it cannot be barred")
+        elif not family.odds(axis.name):
+            self.problems.append(f"axis {axis.name}: the family names no bias that could bar new channels")
+        if not axis.plain or axis.copied:
+            self.problems.append(f"axis {axis.name}: copies of what is chosen would be chosen as well, so not barred")
 
     def _used(self, name: str) -> None:
         """Whether tensors both write and read the axis: what nobody writes is an input, what nobody reads an output."""

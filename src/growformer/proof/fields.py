@@ -10,6 +10,7 @@ from typing import Any
 
 from growformer.algebra.family import Family, PerLayer
 from growformer.algebra.sizes import Field, Layered, Size, Times, lookup
+from growformer.proof.barred import check_groups
 from growformer.proof.facts import Facts
 from growformer.proof.layers import likes
 from growformer.proof.positions import ROPE, check_rotary
@@ -200,18 +201,25 @@ def _eps(facts: Facts, name: str, target: Config, full: Config) -> list[str]:
 
 
 def _experts(facts: Facts, target: Config, full: Config) -> list[str]:
-    """As often as every expert is there, so many more are chosen, of so many more groups."""
+    """As often as every expert is there, so many more are chosen, of so many more groups; barred ones change neither.
+
+    Barred experts stand in groups of their own, or among those of the old groups.
+    """
     experts = facts.family.experts
     axis = None if experts is None else facts.axes.get(experts.axis)
     if experts is None or axis is None:
         return []
-    times, problems = axis.times or 1, []
-    for name in (experts.chosen, *experts.groups):
+    times, problems = 1 if axis.barred else axis.times or 1, list[str]()
+    counts = dict.fromkeys((experts.chosen, *experts.groups), times)
+    if axis.barred:
+        counts.pop(next(iter(experts.groups), ""), None)
+        problems += check_groups(experts, axis, target, full)
+    for name, by in counts.items():
         old = lookup(full, name)
-        found = lookup(target if _has(target, name) or times > 1 else full, name)
-        required = old * times if isinstance(old, int) else old
-        if found != required or (times > 1 and not isinstance(old, int)):
-            problems.append(f"config field {name}: found {found!r}; required {required!r} ({old!r} x {times})")
+        found = lookup(target if _has(target, name) or by > 1 else full, name)
+        required = old * by if isinstance(old, int) else old
+        if found != required or (by > 1 and not isinstance(old, int)):
+            problems.append(f"config field {name}: found {found!r}; required {required!r} ({old!r} x {by})")
     for name, wanted in experts.requires.items() if times > 1 else ():
         if lookup(full, name) != wanted:
             problems.append(f"config field {name}: {lookup(full, name)!r} with copies of experts; required {wanted!r}")

@@ -120,6 +120,7 @@ def functional(
     out: Path | Callable[[], transformers.PreTrainedModel],
     inputs: Inputs,
     reads: Reads | None = None,
+    closed: bool = False,
 ) -> Difference:
     """Compare two checkpoints' outputs in true float64 (the claims *algebra* and *stored*).
 
@@ -131,6 +132,7 @@ def functional(
         inputs: token ids, all in the source's vocabulary, or other inputs by keyword, or batches.
         reads: the axes that grew, from the receipt, for outputs that live on one; without them an output that is wider
             in the grown model is compared on its first channels.
+        closed: see `compare_outputs`.
 
     Returns:
         The difference of the output that differs most, over the source's vocabulary where the other's is larger.
@@ -138,7 +140,7 @@ def functional(
     Raises:
         UncheckedError: anything narrower than float64 took part, or the outputs cannot be compared.
     """
-    return worst(compare_outputs(outputs64(src, inputs), outputs64(out, inputs), reads))
+    return worst(compare_outputs(outputs64(src, inputs), outputs64(out, inputs), reads, closed))
 
 
 def _stored(folder: Path, inputs: Inputs, tensors: Mapping[str, torch.Tensor] | None = None) -> dict[str, Any]:
@@ -168,6 +170,7 @@ def runtime(
     inputs: Inputs,
     floor: NoiseFloor | Mapping[str, NoiseFloor],
     reads: Reads | None = None,
+    closed: bool = False,
 ) -> dict[str, Runtime]:
     """Compare two checkpoints as a user runs them: storage dtype, stock loading, default kernels.
 
@@ -177,11 +180,12 @@ def runtime(
         inputs: real text where there is a tokenizer; see `Inputs`.
         floor: from `noise`, by output; or one for all.
         reads: see `functional`.
+        closed: see `compare_outputs`.
 
     Returns:
         Each output's difference and its ratio to the floor; ask `judged(...).passed`.
     """
-    found = compare_outputs(_stored(src, inputs), _stored(out, inputs), reads)
+    found = compare_outputs(_stored(src, inputs), _stored(out, inputs), reads, closed)
     return {name: Runtime(d, floor if isinstance(floor, NoiseFloor) else floor[name]) for name, d in found.items()}
 
 

@@ -11,7 +11,17 @@ from growformer.algebra import Lift
 from growformer.errors import UncheckedError
 from growformer.proof.inputs import Batch, Inputs, as_batches, kept_positions, keywords
 
-__all__ = ["Outputs", "Reads", "grown_axes", "is_logits", "outputs", "pools_unpadded", "raw_outputs", "read_back"]
+__all__ = [
+    "Outputs",
+    "Reads",
+    "closed_tokens",
+    "grown_axes",
+    "is_logits",
+    "outputs",
+    "pools_unpadded",
+    "raw_outputs",
+    "read_back",
+]
 
 Outputs = Mapping[str, torch.Tensor]
 """By name, [row, channel] (any dims before the last); the name of a batch that is not plain stands behind a comma."""
@@ -29,6 +39,11 @@ def grown_axes(axes: Mapping[str, Any]) -> Reads:
     """The lifts of a receipt's axes that hold for the whole model."""
     lifts = {name: Lift.from_json(told["old"], told["lift"]) for name, told in axes.items() if "@" not in name}
     return {name: lift for name, lift in lifts.items() if not lift.is_identity}
+
+
+def closed_tokens(axes: Mapping[str, Any]) -> bool:
+    """Whether a receipt says that new tokens have the probability zero."""
+    return axes.get("vocab", {}).get("barred") is True
 
 
 def _floating(output: Any, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:

@@ -152,7 +152,7 @@ def atom_places(facts: Facts, atom: Atom, where: Where, wild: int = 0) -> Places
         layers = facts.layers[atom.axis]
         return _places(layers, (ONE,), _ones(layers), False, REACHED)
     axis = facts.axes[atom.axis]
-    if axis.name in OUTSIDE:
+    if axis.name in OUTSIDE or axis.barred:
         return _places(axis, (ONE,), _ones(axis), False, OPEN)
     return _BY_STAND[atom.stand](facts, axis, atom, where)
 

@@ -10,12 +10,13 @@ from typing import Any
 from growformer.algebra.facts import Rotary
 from growformer.algebra.sizes import lookup
 from growformer.proof.axes import NONE, Axis
+from growformer.proof.frequencies import LISTED, check_rewritten
 
 Config = Mapping[str, Any]
 
 ROPE = ("rope_theta", "rope_parameters", "rope_scaling")
 FRACTION = "partial_rotary_factor"
-_BY_FREQUENCY = ("default", "linear", "llama3")
+_BY_FREQUENCY = ("default", "linear", "llama3", "dynamic")
 """Rope types that treat each frequency for itself, whatever its place, so that pairs may move among places."""
 
 
@@ -113,9 +114,38 @@ def check_rotary(
     for name in (name for name in old if rotary.set in ("", name)):
         # A config class may add to the rope fields what it derives: either way of writing them is the source's.
         kept = [*old[name].rest, *(raw[name].rest if name in raw else [])] or [{"rope_type": "default"}]
-        found = _thetas(rotary, axis, places, still, old[name], new[name], kept)
+        rewritten = _rewritten(rotary, axis, places, still, old[name], new[name], kept, full)
+        found = _thetas(rotary, axis, places, still, old[name], new[name], kept) if rewritten is None else rewritten
         problems += [f"{text} (rope_parameters of {name})" if name else text for text in found]
     return problems
+
+
+def _rewritten(
+    rotary: Rotary,
+    axis: Axis,
+    pairs: list[int],
+    still: bool,
+    old: _Stated,
+    new: _Stated,
+    kept: list[dict[str, Any]],
+    full: Config,
+) -> list[str] | None:
+    """What is wrong with a set that is written as another rope type, or whose type sees where pairs are.
+
+    None where it is neither: its base decides then.
+    """
+    kind, kinds = kept[0]["rope_type"], {fields["rope_type"] for fields in new.rest}
+    moved = kind == "yarn" and pairs != list(range(len(pairs)))
+    if still or not rotary.whole or not (moved or (kinds & set(LISTED) and kinds != {kind})):
+        return None
+    odd = [fields for fields in new.rest[1:] if fields != new.rest[0]]
+    if odd or len(set(new.thetas)) != 1 or len(set(old.thetas)) != 1 or len(set(new.fractions)) > 1:
+        return [f"config field rope_parameters: the target contradicts itself: {new.rest!r:.300}, theta {new.thetas}"]
+    if moved and new.rest[0] not in kept:
+        return [f"config field rope_parameters: found {new.rest[0]}; required {kept[0]}"]
+    written = new.rest[0] | {FRACTION: fraction for fraction in new.fractions}
+    sizes, thetas = (axis.old, axis.new), (old.thetas[0], new.thetas[0])
+    return list(check_rewritten(rotary, sizes, pairs, kept[0], written, thetas, full))
 
 
 def _turned(rotary: Rotary, axis: Axis, target: Config, full: Config) -> list[str]:

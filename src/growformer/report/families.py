@@ -113,7 +113,7 @@ AXIS_HEADERS = ("axis", "config.json", "recipe", "sizes", "measured at", "differ
 
 
 def growth_rows(report: Report) -> list[tuple[str, ...]]:
-    """For one family: every growth of all axes together."""
+    """For one family: every growth of all axes together, and those whose recipe must be chosen."""
     return [
         (
             growth["what"],
@@ -124,7 +124,7 @@ def growth_rows(report: Report) -> list[tuple[str, ...]]:
             "" if growth["ratio"] is None else f"{growth['ratio']:.2f}",
         )
         for growth in report["growths"]
-        if growth["what"].startswith("all together")
+        if growth["what"].startswith(("all together", "opt-in: "))
     ]
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from growformer.algebra import ONE, Family, NamePattern, TensorPattern, lookup
+from growformer.algebra import ODDS, ONE, Family, NamePattern, TensorPattern, lookup
 from growformer.checkpoint import RECEIPT, TensorFiles, sha256
 from growformer.checkpoint.stock import full_config
 from growformer.planning import Plan
@@ -43,6 +43,18 @@ def broken_folders(family: Family, plan: Plan, out: Path, root: Path) -> Iterato
     found = (_closed(family, plan), _factor(family, plan, gain=True), _factor(family, plan, gain=False))
     tampers = [tamper for tamper in found if tamper is not None]
     tampers += [*_swaps(family, plan, out), *_eps(family, plan)]
+    yield from _made(tampers, out, root)
+
+
+def broken_choices(family: Family, plan: Plan, out: Path, root: Path) -> Iterator[Broken]:
+    """The same for a growth that had something chosen: only what that choice rests on is broken."""
+    tampers = [*_rope(plan), *_barred(family, plan)]
+    if plan.request.get("rope") is not None:
+        tampers += [tamper for tamper in _swaps(family, plan, out) if "rotary" in tamper[0]]
+    yield from _made(tampers, out, root)
+
+
+def _made(tampers: Iterable[_Tamper], out: Path, root: Path) -> Iterator[Broken]:
     for number, (rule, where, change) in enumerate(tampers):
         folder = root / f"{out.name}-broken-{number}"
         shutil.copytree(out, folder)
@@ -146,6 +158,42 @@ def _eps(family: Family, plan: Plan) -> Iterator[_Tamper]:
             _sign(folder, path)
 
         yield "an eps stays as it was", name, leave
+        return
+
+
+def _rope(plan: Plan) -> Iterator[_Tamper]:
+    """Leave the rope fields as they were, where they had to change."""
+    names = [name for name in ("rope_parameters", "rope_scaling", "rope_theta") if name in plan.target_config]
+    if plan.request.get("rope") is None or all(
+        plan.target_config[name] == plan.source_config.get(name, plan.target_config[name]) for name in names
+    ):
+        return
+
+    def leave(folder: Path) -> None:
+        path = folder / "config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        kept = {name: value for name, value in config.items() if name not in names}
+        kept |= {name: plan.source_config[name] for name in names if name in plan.source_config}
+        path.write_text(json.dumps(kept, indent=2), encoding="utf-8")
+        _sign(folder, path)
+
+    yield "rope parameters stay as they were", f"rope={plan.request['rope']}", leave
+
+
+def _barred(family: Family, plan: Plan) -> Iterator[_Tamper]:
+    """Let barred channels be chosen, all of a run of them: a group of experts is chosen by its two best."""
+    prefix = _prefix(family, plan)
+    for tensor in plan.tensors:
+        pattern = family.find(family.full_name(tensor.name, prefix))[1]
+        odds = [a for a in pattern.atoms() if a.role == ODDS and plan.axes[str(a.axis)].get("barred")]
+        block = next((b for b in tensor.blocks() if b.free), None)
+        if not odds or block is None or tensor.source is None:
+            continue
+
+        def let(x: torch.Tensor, at: tuple[slice, ...] = _box(block)) -> None:
+            x[at] = 3.0
+
+        yield f"new channels of {odds[0].axis} are not barred", tensor.name, _tensor(tensor.name, let)
         return
 
 

@@ -15,6 +15,7 @@ from growformer.checkpoint.stock import fields_read, full_config
 from growformer.errors import GrowformerError
 from growformer.methods import METHODS
 from growformer.planning import Plan, make_plan
+from growformer.planning.choices import Choices
 from growformer.planning.make import ties
 from growformer.planning.resolve import resolve_growth
 from growformer.planning.served import check_served
@@ -67,16 +68,16 @@ class Planner:
             self.family, METHODS["paper"], self.raw, self.full, self.defaults, self.shapes, request, read=self.read
         )
 
-    def glance(self, request: Mapping[str, int]) -> tuple[bool, list[str]]:
+    def glance(self, request: Mapping[str, int], choices: Choices | None = None) -> tuple[bool, list[str]]:
         """Whether new entries of a granted request are dead, and which size fields move along; no tensor is planned.
 
         Raises:
             RequestError: it is not granted.
         """
-        sizes = resolve_sizes(self.family, self.full, request)
+        sizes = resolve_sizes(self.family, self.full, request, choices)
         check_served(self.family, self.full, sizes)
-        tied = ties(self.family, self.full, self.shapes)
-        growth = resolve_growth(self.family, sizes, METHODS["paper"], tied=tied, headed=self.family.headed(self.full))
+        tied, headed = ties(self.family, self.full, self.shapes), self.family.headed(self.full)
+        growth = resolve_growth(self.family, sizes, METHODS["paper"], tied=tied, headed=headed, choices=choices)
         moved = [name for name, value in sizes.fields.items() if name not in request and value != _value(self, name)]
         return any(axis.dead for axis in growth), moved
 
@@ -106,11 +107,13 @@ class Planner:
         if not granted:
             return Asked(name, axes, old, old, refused[min(2 * old, max(refused))])
         dead = tuple(size for size, is_dead in granted.items() if is_dead)
-        new = self._choice(axes, old, [size for size in granted if size not in dead] or list(dead))
-        limit = self._limit(name, old, list(granted), last)
         alive = [size for size in granted if size not in dead]
+        new = self._choice(axes, old, alive or list(dead))
+        limit = self._limit(name, old, list(granted), last)
         if dead:
-            limit += f"; learns from {min(alive)} on" if alive else "; the new entries cannot learn"
+            after = [size for size in granted if alive and size >= alive[0]]
+            at = f"from {alive[0]} on" if alive == after else f"at {self._limit(name, old, alive, last)}"
+            limit += f"; learns {at}" if alive else "; the new entries cannot learn"
         if moves[new]:
             limit += f"; brings {', '.join(moves[new])}"
         return Asked(

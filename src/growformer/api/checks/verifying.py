@@ -141,10 +141,11 @@ def _difference(src: Path, out: Path) -> float:
     from growformer.checkpoint import Receipt
     from growformer.proof.functional import functional
     from growformer.proof.inputs import probe_inputs
-    from growformer.proof.outputs import grown_axes
+    from growformer.proof.outputs import closed_tokens, grown_axes
 
     inputs = probe_inputs(src, batch=3, length=LENGTH, seed=0).batches
-    return functional(src, out, inputs, grown_axes(Receipt.read(out).axes)).relative
+    axes = Receipt.read(out).axes
+    return functional(src, out, inputs, grown_axes(axes), closed_tokens(axes)).relative
 
 
 def judge_folder(family: Family, src: str, out: str) -> dict[str, Any]:
