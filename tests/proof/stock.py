@@ -13,6 +13,7 @@ from growformer.algebra import Family
 from growformer.checkpoint.stock import full_config, stock_tensors
 from growformer.methods import METHODS
 from growformer.planning import apply, make_plan
+from growformer.planning.choices import Choices
 
 
 def family_called(name: str) -> Family:
@@ -27,6 +28,7 @@ def grow_stock(
     request: dict[str, int],
     layers_at: Any = None,
     dtype: torch.dtype = torch.float32,
+    choices: Choices | None = None,
 ) -> Growth:
     """Grow a tiny model of a stock family.
 
@@ -36,6 +38,7 @@ def grow_stock(
         request: what to grow.
         layers_at: where new layers go.
         dtype: of all tensors.
+        choices: the recipes of the request.
     """
     family = family_called(name)
     raw = {"model_type": family.model_types[0], "architectures": [family.architectures[0]], **family.sample, **fields}
@@ -56,7 +59,9 @@ def grow_stock(
         )
         source[key] = (1 + 0.3 * x if gain else 0.3 * x).to(dtype)
     shapes = {key: tuple(x.shape) for key, x in source.items()}
-    plan = make_plan(family, METHODS["paper"], raw, full, defaults, shapes, request, layers_at=layers_at)
+    plan = make_plan(
+        family, METHODS["paper"], raw, full, defaults, shapes, request, layers_at=layers_at, choices=choices
+    )
     told = copy.deepcopy(plan.to_json())
     target = copy.deepcopy(dict(plan.target_config))
     return Growth(family, told["axes"], told["layers"], source, apply(plan, source), raw, target, full)

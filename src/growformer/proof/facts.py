@@ -34,6 +34,8 @@ class Facts:
         self.attending = Attending(self.family, self.axes, self.norms)
         self.problems += [*self.norms.problems, *self.attending.problems]
         for axis in self.axes.values():
+            if axis.barred:
+                self._barred(axis)
             if not axis.is_identity:
                 self._axis(axis)
         for axis in self.layers.values():
@@ -76,8 +78,6 @@ class Facts:
     def _axis(self, axis: Axis) -> None:
         """Whether an axis may be lifted in this way at all."""
         family, name = self.family, axis.name
-        if axis.barred:
-            self._barred(axis)
         if name in OUTSIDE:
             if not axis.plain or axis.source.tolist() != [i if i < axis.old else -1 for i in range(axis.new)]:
                 self.problems.append(f"axis {name}: inputs and outputs index it, so that it may only grow at its end")
