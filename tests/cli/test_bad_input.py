@@ -376,3 +376,19 @@ def test_the_installed_command_refuses_in_the_same_way(cli: Cli) -> None:
     assert (run.returncode, run.stdout) == (2, "")
     assert run.stderr.startswith("growformer: ") and run.stderr.count("\n") == 1 and "'nope'" in run.stderr
     assert state(cli.root) == before
+
+
+@pytest.mark.parametrize("command", ["plan", "expand"])
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("head_dim=20", "--rope", "spiral"), "rope='spiral' is unknown; there are theta, strided, longrope"),
+        (("head_dim=14", "--rope", "strided"), "head_dim=14 is no whole multiple of 10; head_dim=20 works"),
+        (("hidden_size=36", "--rope", "strided"), "says where rotary pairs go when head_dim grows"),
+        (("vocab_size=40", "--new-tokens", "shut"), "new_tokens='shut' is unknown; there are open, closed"),
+        (("vocab_size=40", "--new-tokens", "closed"), "the head of llama has no bias"),
+    ],
+)
+def test_a_choice_that_cannot_be_made(cli: Cli, command: str, words: tuple[str, ...], says: str) -> None:
+    cli.source()
+    cli.refused(*cli.of(command, *words), says=says)

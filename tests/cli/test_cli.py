@@ -242,3 +242,16 @@ def test_the_installed_command_on_a_real_terminal_and_into_a_pipe() -> None:
         os.close(ours)
         assert process.stderr is not None and process.stderr.read() == b""
     assert process.returncode == 0 and b"\x1b[1m" in shown and b"paper" in shown
+
+
+def test_what_is_chosen_is_said_and_recorded(cli: Cli) -> None:
+    cli.source()
+    said = cli(*cli.of("plan", "head_dim=14", "--rope", "longrope"))
+    assert said.code == 0
+    assert "Note: rope_type default -> longrope: the frequencies of 7 pairs are listed one by one\n" in said.out
+    assert "Note: rope=longrope: llama.cpp's converter drops the list" in said.out
+    plain = cli(*cli.of("plan", "head_dim=14"))
+    assert "longrope" not in plain.out and "rope_theta 10000 -> " in plain.out
+    data = json.loads(cli(*cli.of("plan", "head_dim=20", "--rope", "strided", "--json")).out)
+    assert data["request"] == {"head_dim": 20, "rope": "strided"}
+    assert json.loads(api.plan(cli.src, head_dim=20, rope="strided").dumps()) == data

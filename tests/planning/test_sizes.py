@@ -270,7 +270,8 @@ def test_copies_of_experts_multiply_what_counts_them() -> None:
 @pytest.mark.parametrize(("asked", "works"), [(7, 12), (13, 18), (17, 18)])
 def test_other_numbers_of_experts_are_refused(asked: int, works: int) -> None:
     assert refused(MIXTURE, EXPERTS, experts_size=asked) == (
-        f"experts_size={asked}: experts grow by whole copies of all of them, for a router's weights must add up; "
+        f"experts_size={asked}: experts grow by whole copies of all of them, for a router's weights must add up (and "
+        f"it has no bias that could keep new ones from being chosen); "
         f"experts_size={works} works with the rest of the request"
     )
 

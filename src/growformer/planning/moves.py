@@ -29,7 +29,7 @@ class Sizing:
         old, new: by axis.
         fields: new values by config field.
         moved: in words, what changes though nobody asked.
-        blocks: in how many groups of old experts, one after the other, new ones stand; 1: behind all.
+        blocks: in how many groups of old experts, one after the other, barred ones stand; 1: behind all; 0: nowhere.
     """
 
     family: Family
@@ -39,7 +39,7 @@ class Sizing:
     new: dict[str, int]
     fields: dict[str, int]
     moved: list[str]
-    blocks: int = 1
+    blocks: int = 0
 
     def put(self, name: str, value: int) -> None:
         """Write a config field, and the size of every axis that it is."""
@@ -128,7 +128,7 @@ def _bar_experts(z: Sizing, experts: Experts, name: str, was: int, now: int) -> 
     if now % groups == 0:
         z.blocks = groups
     elif (now - was) % (was // groups) == 0:
-        count = experts.groups[0]
+        z.blocks, count = 1, experts.groups[0]
         z.fields[count] = now // (was // groups)
         z.moved.append(f"{count} {groups} -> {z.fields[count]}: the new experts are groups of their own")
     else:

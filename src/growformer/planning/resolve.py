@@ -241,15 +241,14 @@ def resolve_growth(
 def expert_growth(family: Family, axis: str, sizes: Sizes) -> AxisGrowth:
     """Copies of all experts, as many more chosen; or new ones that a bias keeps from being chosen."""
     was, now = sizes.old[axis], sizes.new[axis]
-    assert family.experts is not None
-    if was == now or family.experts.chosen in sizes.fields:
+    if was == now or not sizes.blocks:
         return AxisGrowth(axis, Lift.copies(was, now // was), "readers", heard=was != now)
     old, new = was // sizes.blocks, now // sizes.blocks
     places = [expert // old * new + expert % old for expert in range(was)]
     dead = (
         f"{field(family, axis)} {was} -> {now}: the {now - was} new experts have a bias of {BARRED:g} (-65504 in "
         f"float16) before the router chooses, so that no token is sent to them and nothing in them learns"
-        + ("" if family.experts.requires and now % was == 0 else f"; {up(now, was)} are copies, and alive")
+        + ("" if now % was == 0 else f"; {up(now, was)} are copies, and alive")
     )
     return AxisGrowth(axis, Lift.place(was, places, now), "readers", dead=dead, barred=True)
 

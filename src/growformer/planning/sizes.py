@@ -50,7 +50,7 @@ class Sizes:
     new: Mapping[str, int]
     fields: Mapping[str, int]
     moved: tuple[str, ...]
-    blocks: int = 1
+    blocks: int = 0
 
 
 def size_of(size: Size, config: Mapping[str, Any]) -> int:
