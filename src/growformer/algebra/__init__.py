@@ -6,7 +6,7 @@ from growformer.algebra.fill import Fill
 from growformer.algebra.lift import ONE, Factor, Lift, Run, concat, product
 from growformer.algebra.method import Method, Side
 from growformer.algebra.pattern import RAW, WILD, Atom, Dim, NamePattern, TensorPattern
-from growformer.algebra.sizes import Field, Ratio, Size, Times, assigned, fields_of, lookup
+from growformer.algebra.sizes import Field, Ratio, Size, Times, Unlike, assigned, fields_of, lookup
 
 __all__ = [
     "ONE",
@@ -37,6 +37,7 @@ __all__ = [
     "TensorPattern",
     "Tied",
     "Times",
+    "Unlike",
     "assigned",
     "concat",
     "fields_of",

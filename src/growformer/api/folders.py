@@ -164,7 +164,8 @@ def expand_checkpoint(
                     card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None,
                     str(src.absolute()),  # a relative path of two parts would pass for a name on the Hub
                     {"request": made.request, "proof": proof.markdown(), "method": made.method, "seed": seed}
-                    | {"dtype": dtype, "growformer": _version("growformer"), "dead": made.dead},
+                    | {"dtype": dtype, "growformer": _version("growformer"), "dead": made.dead}
+                    | {"within_eps": made.within_eps},
                 )
                 known = streamed.hashes | hashes.result()
                 _receipt(src, folder, files, made, proof, dtype, streamed.figures, known).write(folder)
@@ -251,4 +252,5 @@ def _receipt(
         dead=list(made.dead),
         stds=dict(stds),
         measured=proof.to_json(),
+        within_eps=list(made.within_eps),
     )
