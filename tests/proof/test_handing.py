@@ -8,6 +8,7 @@ from breaks import Break, Case, check, config, grown, layers, norm, put, told
 from certified import Growth, failing
 
 from growformer.algebra import Factor
+from growformer.errors import RequestError
 from growformer.families import FAMILIES
 from growformer.proof.handing import Stack, kept_gains
 
@@ -135,6 +136,33 @@ def test_what_has_no_first_norm_takes_no_first_layer() -> None:
     layers(layer=[None, 0, 1, 2, None])(growth)
     growth.axes["layer"] = {"old": 3, "new": 5, "lift": [[1, None], [3, 0], [1, None]], "kept": "1"}
     failing(growth, "axis layer", "a new layer at 0", "no norm stands before the first")
+
+
+@pytest.mark.parametrize("projected", [24, 18])
+def test_opt_350m_is_post_norm_and_projects_its_embeddings(projected: int) -> None:
+    fields = {"do_layer_norm_before": False, "word_embed_proj_dim": projected}
+    request = {"num_hidden_layers": 5, "hidden_size": 48, "num_attention_heads": 8}
+    growth = grown("opt", fields, request, [1, 4])
+    assert growth.certify().failures == []
+    last = "model.decoder.layers.4.final_layer_norm.weight"
+    # A head that reads the stream reads all its copies; one that reads what is projected does not.
+    share = 2 if projected == 24 else 1
+    source = growth.source["model.decoder.layers.2.final_layer_norm.weight"].repeat(2)
+    assert torch.equal(growth.target[last], source / share)
+    growth.times(last, 2.0)
+    failing(growth, f"{last}[0]")
+    with pytest.raises(RequestError, match="no norm stands before the first layer"):
+        grown("opt", fields, {"num_hidden_layers": 4}, [0])
+
+
+def test_what_opt_350m_cannot_do() -> None:
+    fields = {"do_layer_norm_before": False, "word_embed_proj_dim": 18}
+    with pytest.raises(RequestError, match="word_embed_proj_dim 18 -> 36: the tied head reads it"):
+        grown("opt", fields, {"word_embed_proj_dim": 36})
+    with pytest.raises(RequestError, match=r"hidden_size=36.*48"):
+        grown("opt", fields, {"hidden_size": 36})
+    with pytest.raises(RequestError, match="layer_norm_elementwise_affine"):
+        grown("opt", {**fields, "layer_norm_elementwise_affine": False}, {"ffn_dim": 36})
 
 
 def test_how_many_norms_a_layer_has() -> None:

@@ -251,6 +251,6 @@ def _receipt(
         fidelity=made.fidelity,
         dead=list(made.dead),
         stds=dict(stds),
-        measured=proof.to_json(),
         within_eps=list(made.within_eps),
+        measured=proof.to_json(),
     )

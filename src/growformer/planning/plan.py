@@ -263,7 +263,7 @@ class Plan:
             layers=data["layers"],
             dead=tuple(data["dead"]),
             notes=tuple(data["notes"]),
-            within_eps=tuple(data.get("within_eps", ())),
+            within_eps=tuple(data["within_eps"]),
         )
 
     def dumps(self) -> str:
