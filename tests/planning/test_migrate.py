@@ -162,6 +162,8 @@ def test_norms_of_several_eps() -> None:
 def test_a_norm_on_the_stream_that_ends_no_layer_is_refused() -> None:
     lost = replace(MODEL, norms={role: replace(one, feeds="") for role, one in MODEL.norms.items()})
     assert chain(lost, "layer", "gain") is None
-    assert "no single norm is known to end a layer; it stays 3" in refused(lost)
+    assert "no single norm is declared to end a layer; it stays 3" in refused(lost)
+    one = {name: text for name, text in MODEL.tensors.items() if name != "{layer}.out.shift"}
+    assert "no single norm is declared to end a layer" in refused(replace(MODEL, tensors=one))
     both = replace(MODEL, norms={role: replace(one, feeds="layer") for role, one in MODEL.norms.items()})
-    assert "no single norm is known to end a layer" in refused(both)
+    assert "no single norm is declared to end a layer" in refused(both)

@@ -69,6 +69,12 @@ def chain(family: Family, axis: str, stand: str) -> Chain | None:
     return Chain(ends[0], before[0] if before else None, tuple(inner))
 
 
+def chained(family: Family, axis: str) -> bool:
+    """Whether one norm ends each layer of `axis`, and has a shift if the one before the first layer has."""
+    shifts = any(norm.feeds == axis for _, norm in _on_stream(family, "shift"))
+    return chain(family, axis, "gain") is not None and (not shifts or chain(family, axis, "shift") is not None)
+
+
 def stream_norms(family: Family, axis: str) -> list[Norm]:
     """The norms on the stream that stand in the layers of `axis`, or feed them."""
     inside = [norm for name, norm in _on_stream(family, "gain") if axis in name.axes]

@@ -7,7 +7,7 @@ from typing import Any
 
 from growformer.algebra import Family, Field, lookup
 from growformer.errors import RequestError
-from growformer.planning.migrate import chain, stream_norms
+from growformer.planning.migrate import chained, stream_norms
 from growformer.planning.sizes import Sizes
 
 
@@ -37,10 +37,10 @@ def check_served(family: Family, full: Mapping[str, Any], sizes: Sizes) -> None:
         if not on_stream or sizes.old[axis] == sizes.new[axis]:
             continue
         growth = f"{_named(family, axis)} {sizes.old[axis]} -> {sizes.new[axis]}"
-        if chain(family, axis, "gain") is None:
+        if not chained(family, axis):
             raise RequestError(
                 f"{growth}: {family.name} normalises the stream itself in each layer, so that a new layer must take "
-                f"over the gain of the norm before it, and no single norm is known to end a layer; it stays "
+                f"over the gain of the norm before it, and no single norm is declared to end a layer; it stays "
                 f"{sizes.old[axis]}"
             )
         eps = {lookup(full, norm.eps) if isinstance(norm.eps, str) else norm.eps for norm in on_stream}

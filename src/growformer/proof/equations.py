@@ -180,8 +180,8 @@ def check_new(
         return found
     for rows in pieces(shape) if shape else [None]:
         new = target.read(name) if rows is None else viewer(target)(name, rows)
-        if value:
-            bad, why = new != value - offset, "what a norm keeps that gave its gain to a new layer, or passes one on"
+        if value is not None:
+            bad, why = new != value - offset, "what a norm keeps that hands on its gain and shift, or stands between"
             if bool(bad.any()):
                 wanted = torch.full(bad.shape, value - offset, dtype=torch.float64)
                 found.wrong = _say(name, 0 if rows is None else rows.start, bad, new, wanted, why)
@@ -193,7 +193,7 @@ def check_new(
             found.wrong = _say(name, 0 if rows is None else rows.start, bad, new, None, why)
             return found
     entries = torch.Size(shape).numel()
-    found.zero, found.free = entries * closed, entries * (not closed and not value)
+    found.zero, found.free = entries * closed, entries * (not closed and value is None)
     return found
 
 

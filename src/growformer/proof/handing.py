@@ -90,7 +90,10 @@ class Stack:
 
     @property
     def norms(self) -> int:
-        """How many norms a vector passes in each layer."""
+        """How many norms a vector passes in each layer.
+
+        Where one is skipped (that of cross-attention, without an encoder), it is one less, which moves eps^3.
+        """
         return sum(stand == "gain" for _, stand in self.inside) + ("gain" in self.last)
 
     def name(self, stand: str, place: int, axis: str) -> tuple[NamePattern, dict[str, int]] | None:
