@@ -6,7 +6,7 @@ from growformer.algebra.fill import BARRED, Fill
 from growformer.algebra.lift import ONE, Factor, Lift, Run, concat, product
 from growformer.algebra.method import Method, Side
 from growformer.algebra.pattern import ODDS, RAW, WILD, Atom, Dim, NamePattern, TensorPattern
-from growformer.algebra.sizes import Field, Layered, Ratio, Size, Times, assigned, fields_of, layered, lookup
+from growformer.algebra.sizes import Field, Layered, Ratio, Size, Times, Unlike, assigned, fields_of, layered, lookup
 
 __all__ = [
     "BARRED",
@@ -41,6 +41,7 @@ __all__ = [
     "TensorPattern",
     "Tied",
     "Times",
+    "Unlike",
     "assigned",
     "concat",
     "fields_of",

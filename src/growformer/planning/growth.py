@@ -28,6 +28,8 @@ class AxisGrowth:
         heard: its copies are all read, each by a share of what read the old channel.
         barred: a softmax or a top-k reads the axis, and the bias of new channels is so low that it never chooses them:
             whatever else they hold.
+        kept: for an index axis of layers that end in a norm on the stream, the gain of the norms that give their own
+            gain and shift away to a new layer (see `planning.migrate`); None elsewhere.
     """
 
     axis: str
@@ -39,6 +41,7 @@ class AxisGrowth:
     dead: str = ""
     heard: bool = False
     barred: bool = False
+    kept: Factor | None = None
 
     @property
     def old(self) -> int:

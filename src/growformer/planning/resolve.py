@@ -10,6 +10,7 @@ from growformer.algebra import BARRED, ONE, OUTSIDE, Attention, Factor, Family, 
 from growformer.errors import RequestError
 from growformer.planning.choices import Choices
 from growformer.planning.growth import AxisGrowth, Growth
+from growformer.planning.migrate import KEPT
 from growformer.planning.moves import field, up
 from growformer.planning.rotary import pair_places
 from growformer.planning.sizes import Sizes
@@ -226,7 +227,9 @@ def resolve_growth(
         if axis in OUTSIDE:
             axes[axis] = _outside(family, axis, was, now, choices)
         elif axis in family.layers:
-            axes[axis] = layer_growth(was, now, (layers_at or {}).get(axis), method, axis, family.lenders)
+            layers = layer_growth(was, now, (layers_at or {}).get(axis), method, axis, family.lenders)
+            fed = was != now and any(norm.feeds == axis for norm in family.norms.values())
+            axes[axis] = replace(layers, kept=KEPT) if fed else layers
         elif any(axis in attention.key for attention in family.attentions):
             axes[axis] = key_growth(family, axis, was, now, method, choices.rope)
         elif family.experts is not None and axis == family.experts.axis:
