@@ -33,7 +33,7 @@ def check_served(family: Family, full: Mapping[str, Any], sizes: Sizes) -> None:
                     + f"; it stays {sizes.old[axis]}"
                 )
     for role, norm in family.norms.items():
-        for axis in norm.axes if len(norm.axes) > 1 and role not in ("q", "k") else ():
+        for axis in norm.axes if len(norm.axes) > 1 and family.side(role) not in ("q", "k") else ():
             if sizes.old[axis] != sizes.new[axis]:
                 raise RequestError(
                     f"{_named(family, axis)} {sizes.old[axis]} -> {sizes.new[axis]}: the norm {role} reads "
