@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from growformer.algebra import Atom, Attention, Family, Field, Frozen, Lends, Norm, Tied, replace
+from growformer.algebra import Atom, Attention, Family, Field, Frozen, Lends, Norm, Tied, Unlike, replace
 from growformer.errors import PatternError
 
 FAMILY = Family(
@@ -68,6 +68,13 @@ def test_conditions_hold_where_every_field_has_its_value() -> None:
     assert family.of({"a": 1, "part": {"b": 0}}).settled == 0  # 0 is not None
     assert family.of({"a": 2, "part": {"b": 5}}).settled == 2
     assert family.of({"a": 3}).settled == 0
+
+
+def test_a_condition_may_be_that_two_fields_differ() -> None:
+    family = with_when(({"width": Unlike("part.width")}, {"settled": 1}))
+    assert family.of({"width": 3, "part": {"width": 4}}).settled == 1
+    assert family.of({"width": 3, "part": {"width": 3}}).settled == 0
+    assert "width" in family.of({"width": 3}).neutral
 
 
 def test_later_changes_see_earlier_ones() -> None:

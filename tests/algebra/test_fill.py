@@ -75,6 +75,7 @@ def test_a_draw_never_changes() -> None:
         Fill("normal", None, 0.02),
         Fill("mean", "norm", None, Factor.sqrt(2, 3)),
         Fill("mean", "norm", None, Factor.of(1, 2)),
+        Fill("constant", "norm", None, Factor.of(2)),
     ],
 )
 def test_json_round_trip(fill: Fill) -> None:

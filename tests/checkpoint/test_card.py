@@ -53,6 +53,12 @@ def test_the_title_and_dead_blocks(tmp_path: Path) -> None:
     assert "never get a gradient:\n\n- experts.3: never routed to\n" in text
 
 
+def test_what_is_exact_only_up_to_eps(tmp_path: Path) -> None:
+    _, text = card(tmp_path, within_eps=["layers: off by eps/2"])
+    assert "within eps, not exactly:\n\n- layers: off by eps/2\n\n### Proof" in text
+    assert "within eps" not in card(tmp_path)[1]
+
+
 SOURCE = """---
 license: other
 license_name: odd

@@ -27,6 +27,7 @@ def some_receipt(**changes: Any) -> Receipt:
         "plan": {"tensors": [{"name": "w"}]},
         "fidelity": {"identical": 4, "rounded": 2},
         "dead": ["lm_head: tied"],
+        "within_eps": [],
         "stds": {"w": 0.02},
         "measured": {"algebra": 3e-16, "floor": None},
     }

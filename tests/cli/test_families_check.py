@@ -67,6 +67,29 @@ def test_a_check_that_fails(what: str, cli: Cli, found: list[FamilyReport]) -> N
     assert json.loads(cli("families", "check", "llama", "--json").out)["ok"] is False
 
 
+def test_a_growth_within_eps_is_told_with_its_bound() -> None:
+    within = replace(
+        HOLDS,
+        axes=(AxisReport("layer", "num_hidden_layers", 3, 5, "within eps", "the last norm's gain moves", "any"),),
+        growths=(
+            Growth(
+                "num_hidden_layers", "BertModel", "float64", {}, "within eps", algebra=2e-6, bound=4e-6, beyond=1e-15
+            ),
+            Growth("all together", "BertModel", "float64", {}, "within eps", algebra=3e-6, bound=6e-6, beyond=2e-15),
+        ),
+    )
+    told = within.to_json()
+    assert within.ok and FamilyReport.from_json(told) == within
+    assert report.cell(told["axes"][0]) == "within eps: any"
+    (row,) = report.axis_rows(told)
+    assert row[2] == "within eps: the last norm's gain moves" and row[5] == "2.0e-06, bound 4.0e-06"
+    (together,) = report.growth_rows(told)
+    assert together[3] == "within eps" and together[4] == "3e-06; beyond eps 2e-15"
+    results = {"sources": "0", "versions": {}, "families": {"bert": report.slim(told)}}
+    assert "0 proved the same function, 2 the same within eps" in report.markdown(results)
+    assert results["families"]["bert"]["growths"][0]["bound"] == 4e-6
+
+
 def test_what_is_asked_wrongly(cli: Cli) -> None:
     cli.source()
     cli.refused("families", "check", says="families check: which?")

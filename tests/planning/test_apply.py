@@ -177,6 +177,9 @@ def test_fills() -> None:
     assert run(mean, {"w": w}).tolist() == [1.0, 2.0, 6.0, 6.0, 6.0, 6.0, 6.0]
     stored = tensor_plan(Fill("mean", "w", None, Factor.sqrt(4)), (FREE,), offset=1)
     assert run(stored, {"w": w}).tolist()[3:] == [7.0] * 4  # 2 x (3 + 1) - 1
+    constant = tensor_plan(Fill("constant", "w", None, Factor.of(3)), (FREE,), offset=1)
+    assert run(constant, {"w": w}).tolist() == [1.0, 2.0, 6.0, 2.0, 2.0, 2.0, 2.0]
+    assert Applier(constant, lambda name, rows: w).measured() == []
     given = run(tensor_plan(Fill("normal", None, 0.0), (FREE,)), {"w": w})
     assert given.tolist()[3:] == [0.0] * 4
     plan = tensor_plan(Fill("normal", "w"), (FREE,))

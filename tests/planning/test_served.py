@@ -60,8 +60,10 @@ def test_depth_where_each_layer_ends_in_a_norm_on_the_stream() -> None:
     norms = {**NORMS, "out": Norm("hidden", "layer", eps="other", output="stream")}
     model = replace(MODEL, tensors=tensors, norms=norms)
     message = refused(model, decoder_layer_size=5)
-    assert message.startswith("decoder_layer_size 4 -> 5: tiny normalises the stream itself at the end of each layer")
+    assert message.startswith("decoder_layer_size 4 -> 5: tiny normalises the stream itself in each layer")
     assert message.endswith("it stays 4")
+    fed = {**norms, "out": replace(norms["out"], feeds="decoder_layer")}
+    check(replace(model, norms=fed), {"other": 1e-5}, decoder_layer_size=5)
     check(model, layer_size=5)  # the encoder's layers have none
     check(model, hidden_size=5)
     check(MODEL, decoder_layer_size=5)  # an embedding norm stands in no layer

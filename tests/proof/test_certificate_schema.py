@@ -120,7 +120,7 @@ WRONG: dict[str, Case] = {
         {},
         {"hidden_size": 48},
         layers(layer=[0, 1, 2, None]),
-        ("axis layer", "on the stream", "not covered"),
+        ("axis layer", "on the stream", "no gain is told"),
     ),
     "a new layer before a settled one": (
         "modernbert",

@@ -6,7 +6,18 @@ from growformer.algebra.fill import Fill
 from growformer.algebra.lift import ONE, Factor, Lift, Run, concat, product
 from growformer.algebra.method import Method, Side
 from growformer.algebra.pattern import RAW, WILD, Atom, Dim, NamePattern, TensorPattern
-from growformer.algebra.sizes import Field, Layered, Ratio, Size, Times, assigned, fields_of, layered, lookup
+from growformer.algebra.sizes import (
+    Field,
+    Layered,
+    Ratio,
+    Size,
+    Times,
+    Unlike,
+    assigned,
+    fields_of,
+    layered,
+    lookup,
+)
 
 __all__ = [
     "ONE",
@@ -39,6 +50,7 @@ __all__ = [
     "TensorPattern",
     "Tied",
     "Times",
+    "Unlike",
     "assigned",
     "concat",
     "fields_of",

@@ -23,6 +23,8 @@ class Norm:
         output: where it goes: "branch" (to the readers of the axis), "added" (back onto the stream: a norm on a
             branch's output, which also closes a new layer), "inner" (into a sum that an "added" norm reads, as the
             stream would be: two branches side by side), or "stream" (it is the stream: an embedding norm, a post-norm).
+        feeds: of a norm on the stream, the layer axis whose layers read it with nothing between: it ends each of these
+            layers, or stands before the first. A new layer takes over the gain and shift of the one before it.
     """
 
     axis: str | tuple[str, ...]
@@ -30,6 +32,7 @@ class Norm:
     eps: str | float
     gain: Literal["w", "1+w"] | None = "w"
     output: Literal["branch", "added", "inner", "stream"] = "branch"
+    feeds: str = ""
 
     @property
     def axes(self) -> tuple[str, ...]:

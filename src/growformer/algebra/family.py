@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from growformer.algebra.facts import Attention, Divides, Experts, Frozen, Lends, Norm, Power, Tied
 from growformer.algebra.pattern import Atom, NamePattern, TensorPattern
-from growformer.algebra.sizes import Field, Size, fields_of, lookup
+from growformer.algebra.sizes import Field, Size, fields_of, lookup, meets
 from growformer.errors import PatternError
 
 __all__ = ["OUTSIDE", "Family", "PerLayer", "replace"]
@@ -60,8 +60,9 @@ class Family:
         frozen: axes that cannot grow as the config stands.
         requires: config fields that change the function in a way no fact covers, with the one value that is served.
         neutral: config fields that do not touch the function of width, depth or position and travel as they are.
-        when: (conditions, changes) pairs, tried in order: where every config field has the value of its condition, the
-            changes replace this family's attributes (mappings are merged, and None takes an entry away).
+        when: (conditions, changes) pairs, tried in order: where every config field has the value of its condition (or
+            is `Unlike` another), the changes replace this family's attributes (mappings are merged, and None takes an
+            entry away).
         sample: config fields of a tiny model for tests, sizes pairwise different.
         variants: changes to the sample that make other models of the family.
         placed: by kind, the numbers of its layers in the config's model; worked out by `of`.
@@ -110,7 +111,7 @@ class Family:
         """
         family = self
         for conditions, changes in self.when:
-            if all(lookup(config, name) == value for name, value in conditions.items()):
+            if meets(config, conditions):
                 merged = {k: _merged(getattr(family, k), value, k == "requires") for k, value in changes.items()}
                 family = replace(family, **merged)
         # What only another variant speaks of is known, and does not matter here.

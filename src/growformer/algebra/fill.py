@@ -27,13 +27,15 @@ class Fill:
     """How the free entries of one target tensor are filled.
 
     Attributes:
-        kind: "normal" (mean 0), or "mean" (the mean of the old entries times their factor: gains).
-        like: the source tensor whose entries set the std or the mean; None: `std` stands as given.
+        kind: "normal" (mean 0), "mean" (the mean of the old entries times their factor: gains), or "constant" (`factor`
+            itself: the gains of norms that only pass on what they read).
+        like: the source tensor whose entries set the std or the mean (of a constant: the dtype); None: `std` stands as
+            given.
         std: a given std; None: the std of `like`, measured in float64 when the plan runs.
-        factor: what the mean is multiplied by: that of the old gains.
+        factor: what the mean is multiplied by: that of the old gains; or the constant.
     """
 
-    kind: Literal["normal", "mean"]
+    kind: Literal["normal", "mean", "constant"]
     like: str | None = None
     std: float | None = None
     factor: Factor = ONE

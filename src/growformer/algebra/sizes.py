@@ -67,6 +67,23 @@ def lookup(config: Mapping[str, Any], name: str) -> Any:
     return value
 
 
+@dataclass(frozen=True)
+class Unlike:
+    """A condition on a config field: that its value is other than that of the field `name`."""
+
+    name: str
+
+
+def meets(config: Mapping[str, Any], conditions: Mapping[str, object]) -> bool:
+    """Whether every config field has the value that its condition names, or is unlike the field that it names."""
+    return all(
+        lookup(config, name) != lookup(config, value.name)
+        if isinstance(value, Unlike)
+        else lookup(config, name) == value
+        for name, value in conditions.items()
+    )
+
+
 def assigned(config: Mapping[str, Any], name: str, value: Any) -> dict[str, Any]:
     """The config with one field, whose name may have dots, set to `value`; the rest is shared."""
     first, _, rest = name.partition(".")

@@ -83,12 +83,14 @@ class _Making:
             return self.growth
         found = self.answer.result()
         states = set(found["claims"].values())
-        state: State = "fails" if False in states else "not checked" if None in states else "exact"
+        state: State = "fails" if False in states else "not checked" if None in states else self.growth.state
         return replace(
             self.growth,
             state=state,
-            detail=found["detail"] if state != "exact" else "",
+            detail=found["detail"] if state in ("fails", "not checked") else "",
             algebra=found.get("algebra"),
+            bound=found.get("bound"),
+            beyond=found.get("beyond"),
             ratio=found.get("ratio"),
             new_entries=found.get("new_entries", 0),
             dead=found.get("dead", 0),
@@ -247,7 +249,13 @@ class _Check:
             return making
         plan = making.grown.plan
         making.growth = Growth(
-            what, architecture, dtype, dict(request), "exact", fidelity=plan.fidelity, excused="; ".join(plan.dead)
+            what,
+            architecture,
+            dtype,
+            dict(request),
+            plan.function,
+            fidelity=plan.fidelity,
+            excused="; ".join(plan.dead),
         )
         making.answer = self.fresh.prove(self.declared, src, out, full=full, alive=alive)
         return making

@@ -164,7 +164,8 @@ def expand_checkpoint(
                     card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None,
                     str(src.absolute()),  # a relative path of two parts would pass for a name on the Hub
                     {"request": made.request, "proof": proof.markdown(), "method": made.method, "seed": seed}
-                    | {"dtype": dtype, "growformer": _version("growformer"), "dead": made.dead},
+                    | {"dtype": dtype, "growformer": _version("growformer"), "dead": made.dead}
+                    | {"within_eps": made.within_eps},
                 )
                 known = streamed.hashes | hashes.result()
                 _receipt(src, folder, files, made, proof, dtype, streamed.figures, known).write(folder)
@@ -250,5 +251,6 @@ def _receipt(
         fidelity=made.fidelity,
         dead=list(made.dead),
         stds=dict(stds),
+        within_eps=list(made.within_eps),
         measured=proof.to_json(),
     )

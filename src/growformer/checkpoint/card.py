@@ -29,7 +29,8 @@ def write_card(folder: Path, source_card: str | None, base_model: str, data: Map
         base_model: The source: its Hub id ("org/name"), or else a path; that of a snapshot in the Hub's cache stands
             for its id.
         data: `request` (config field -> value) and `proof` (the proof table as Markdown); where there, also `title`,
-            `method`, `seed`, `dtype`, `growformer` (the version), and `dead` (blocks that never get a gradient).
+            `method`, `seed`, `dtype`, `growformer` (the version), `dead` (blocks that never get a gradient), and
+            `within_eps` (what is exact only up to the eps of norms).
 
     Returns:
         The path of the card.
@@ -56,6 +57,7 @@ def _body(name: str, data: Mapping[str, Any]) -> str:
     facts = [f"{key} {_cell(data[key])}" for key in ("method", "seed", "dtype") if data.get(key) is not None]
     version = f" {data['growformer']}" if data.get("growformer") else ""
     dead = "\n".join(f"- {line}" for line in data.get("dead") or [])
+    within = "\n".join(f"- {line}" for line in data.get("within_eps") or [])
     parts = [
         f"# {data.get('title') or f'{name}, grown'}",
         "## Grown with growformer",
@@ -63,6 +65,7 @@ def _body(name: str, data: Mapping[str, Any]) -> str:
         "holds the whole receipt: hashes, plan, versions and every measured error.",
         f"| asked for | value |\n|---|---|\n{rows}",
         *([f"Made with {', '.join(facts)}."] if facts else []),
+        *(["It computes the same function within eps, not exactly:", within] if within else []),
         "### Proof",
         str(data["proof"]).strip(),
         *(["These blocks never get a gradient:", dead] if dead else []),

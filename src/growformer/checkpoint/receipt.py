@@ -67,6 +67,8 @@ class Receipt:
     """Blocks that never get a gradient, each with its reason."""
     stds: dict[str, float]
     """Standard deviations that the fill measured on the source, by tensor."""
+    within_eps: list[str]
+    """What is exact only up to the eps of norms, with the formula of the bound; empty where the growth is exact."""
     measured: dict[str, Any]
     """Errors and floors that the checks measured."""
 

@@ -75,6 +75,9 @@ def run_plan(
     print_plan(made)
 
 
+_FUNCTION = {"exact": "the same (exact in real arithmetic)", "within eps": "the same within eps, not exact"}
+
+
 def print_plan(made: Plan) -> None:
     """The plan for people."""
     old, new = made.parameters
@@ -91,6 +94,9 @@ def print_plan(made: Plan) -> None:
     for title, lines in (("Moves along", made.moved), ("Note", made.notes), ("Dead", made.dead)):
         for line in lines:
             show.say(f"{title}: {line}")
+    for line in made.within_eps:
+        show.say(f"Within eps, not exact: {line}")
+    show.say(f"Function: {_FUNCTION[made.function]}.")
     count = made.fidelity
     show.say(
         f"Fidelity: {count['identical']} tensors identical, {count['scaled']} scaled by powers of two (bits exact), "
@@ -110,7 +116,9 @@ def _rows(made: Plan) -> list[tuple[str, ...]]:
         shape = "-" if is_new else _shape(first.source_shape)
         factors = ", ".join(str(factor) for factor in first.factors) if not is_new else ""
         closed = is_new and not first.free
-        kind = "new, zero" if closed else first.fidelity
+        kind: str = "new, zero" if closed else first.fidelity
+        if is_new and first.fill.kind == "constant":
+            kind = f"new, {first.fill.factor}"
         rows.append((pattern, str(len(tensors)), shape, _shape(first.shape), kind, factors))
     return rows
 
@@ -129,13 +137,16 @@ def run_expand(
     with show.progress(json) as tell:
         grown = api.expand_checkpoint(src, out, layers_at=at, progress=tell, **options, **request)
     if json:
-        show.as_json({"out": str(out), "fidelity": grown.plan.fidelity, **grown.proof.to_json()})
+        told = {"function": grown.plan.function, "within_eps": list(grown.plan.within_eps)}
+        show.as_json({"out": str(out), "fidelity": grown.plan.fidelity, **told, **grown.proof.to_json()})
     else:
         old, new = grown.plan.parameters
         size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
         show.say(f"{out}: {show.number(old)} -> {show.number(new)} parameters, {size_text(size)}")
         for line in (*grown.plan.moved, *grown.plan.notes, *grown.plan.dead):
             show.say(f"note: {line}")
+        for line in grown.plan.within_eps:
+            show.say(f"WITHIN EPS, not exact: {line}")
         print_proof(grown.proof)
     _leave(grown.proof)
 

@@ -54,8 +54,8 @@ BART = Family(
         "model.encoder.layers.{layer}.final_layer_norm.bias": "out: + hidden",
         "model.decoder.embed_tokens.weight": "vocab -> (embed: hidden)",
         "model.decoder.embed_positions.weight": "(2 | positions) -> hidden",
-        "model.decoder.layernorm_embedding.weight": "embed_norm: * hidden",
-        "model.decoder.layernorm_embedding.bias": "embed_norm: + hidden",
+        "model.decoder.layernorm_embedding.weight": "decoder_embed_norm: * hidden",
+        "model.decoder.layernorm_embedding.bias": "decoder_embed_norm: + hidden",
         "model.decoder.layers.{decoder_layer}.self_attn.k_proj.weight": "(k: decoder_heads decoder_key) <- hidden",
         "model.decoder.layers.{decoder_layer}.self_attn.k_proj.bias": "-> (k: decoder_heads decoder_key)",
         "model.decoder.layers.{decoder_layer}.self_attn.v_proj.weight": "(v: decoder_heads decoder_value) <- hidden",
@@ -94,10 +94,11 @@ BART = Family(
         "qa_outputs.bias": "-> _",
     },
     norms={
-        "embed_norm": Norm("hidden", "layer", eps=1e-5, output="stream"),
+        "embed_norm": Norm("hidden", "layer", eps=1e-5, output="stream", feeds="layer"),
+        "decoder_embed_norm": Norm("hidden", "layer", eps=1e-5, output="stream", feeds="decoder_layer"),
         "attn_out": Norm("hidden", "layer", eps=1e-5, output="stream"),
-        "out": Norm("hidden", "layer", eps=1e-5, output="stream"),
-        "decoder_out": Norm("hidden", "layer", eps=1e-5, output="stream"),
+        "out": Norm("hidden", "layer", eps=1e-5, output="stream", feeds="layer"),
+        "decoder_out": Norm("hidden", "layer", eps=1e-5, output="stream", feeds="decoder_layer"),
     },
     attention=(
         Attention(),
@@ -138,7 +139,7 @@ BART = Family(
                 "layers": ("decoder_layer",),
                 "attention": Attention(heads="decoder_heads", key=("decoder_key",), value="decoder_value"),
                 "axes": {"mlp": None, "heads": None, "key": None, "value": None, "layer": None},
-                "norms": {"out": None},
+                "norms": {"embed_norm": None, "out": None},
                 "rules": (Divides(by="decoder_attention_heads", over="d_model"),),
                 "tied": Tied(
                     "lm_head.weight", "model.decoder.embed_tokens.weight", norm="decoder_out", layer="decoder_layer"

@@ -68,9 +68,9 @@ BERT = Family(
         "qa_outputs.bias": "-> _",
     },
     norms={
-        "embed": Norm("hidden", "layer", eps="layer_norm_eps", output="stream"),
+        "embed": Norm("hidden", "layer", eps="layer_norm_eps", output="stream", feeds="layer"),
         "attn_out": Norm("hidden", "layer", eps="layer_norm_eps", output="stream"),
-        "out": Norm("hidden", "layer", eps="layer_norm_eps", output="stream"),
+        "out": Norm("hidden", "layer", eps="layer_norm_eps", output="stream", feeds="layer"),
         "transform": Norm("transform", "layer", eps="layer_norm_eps"),
     },
     attention=Attention(),

@@ -61,9 +61,9 @@ DISTILBERT = Family(
         "qa_outputs.bias": "-> _",
     },
     norms={
-        "embed": Norm("hidden", "layer", eps=1e-12, output="stream"),
+        "embed": Norm("hidden", "layer", eps=1e-12, output="stream", feeds="layer"),
         "attn_out": Norm("hidden", "layer", eps=1e-12, output="stream"),
-        "out": Norm("hidden", "layer", eps=1e-12, output="stream"),
+        "out": Norm("hidden", "layer", eps=1e-12, output="stream", feeds="layer"),
         "transform": Norm("transform", "layer", eps=1e-12),
     },
     attention=Attention(),

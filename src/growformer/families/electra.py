@@ -14,7 +14,7 @@ _UNPROJECTED = {
         "electra.embeddings_project.weight": None,
         "electra.embeddings_project.bias": None,
     },
-    "norms": {"embed": Norm("hidden", "layer", eps="layer_norm_eps", output="stream")},
+    "norms": {"embed": Norm("hidden", "layer", eps="layer_norm_eps", output="stream", feeds="layer")},
     "copied": {"embedding": None},
     "follows": {"embedding_size": "hidden_size"},
 }

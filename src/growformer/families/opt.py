@@ -1,6 +1,45 @@
-"""OPT: LayerNorm with its eps in the code, learned positions after two spare rows (OPT-350m, post-norm, is refused)."""
+"""OPT: LayerNorm with its eps in the code, learned positions after two spare rows; OPT-350m is post-norm.
 
-from growformer.algebra import Attention, Divides, Family, Field, Norm, Ratio, Tied
+Its embeddings are narrower than the stream and projected both ways.
+"""
+
+from growformer.algebra import Attention, Divides, Family, Field, Frozen, Norm, Ratio, Tied, Unlike
+
+_LAYER = "model.decoder.layers.{layer}."
+_POST_NORM = {
+    "tensors": {
+        f"{_LAYER}self_attn_layer_norm.weight": "attn_out: * hidden",
+        f"{_LAYER}self_attn_layer_norm.bias": "attn_out: + hidden",
+        f"{_LAYER}final_layer_norm.weight": "out: * hidden",
+        f"{_LAYER}final_layer_norm.bias": "out: + hidden",
+        "model.decoder.final_layer_norm.weight": None,
+        "model.decoder.final_layer_norm.bias": None,
+    },
+    "norms": {
+        "pre": None,
+        "final": None,
+        "attn_out": Norm("hidden", "layer", eps=1e-5, output="stream"),
+        "out": Norm("hidden", "layer", eps=1e-5, output="stream", feeds="layer"),
+    },
+    "tied": Tied("lm_head.weight", "model.decoder.embed_tokens.weight", norm="out", layer="layer"),
+    "copied": {"hidden": "a LayerNorm's gain and shift stand between what writes the residual stream and the stream"},
+    "optional": {"model.decoder.final_layer_norm.weight": None, "model.decoder.final_layer_norm.bias": None},
+    "requires": {"do_layer_norm_before": None, "layer_norm_elementwise_affine": True},
+}
+_PROJECTED = {
+    "axes": {"embedding": Field("word_embed_proj_dim")},
+    "tensors": {
+        "model.decoder.embed_tokens.weight": "vocab -> embedding",
+        "model.decoder.project_out.weight": "embedding <- hidden",
+        "model.decoder.project_in.weight": "hidden <- embedding",
+        "lm_head.weight": "vocab <- embedding",
+    },
+    "tasks": {"score.weight": "_ <- embedding", "qa_outputs.weight": "_ <- embedding"},
+    # No norm gives to the head: it reads what is projected, whose size stays.
+    "tied": Tied("lm_head.weight", "model.decoder.embed_tokens.weight", norm=""),
+    "frozen": (Frozen(("embedding",), "the tied head reads it, and no norm before that could take anything back"),),
+    "follows": {"word_embed_proj_dim": None},
+}
 
 OPT = Family(
     name="opt",
@@ -65,6 +104,8 @@ OPT = Family(
     follows={"word_embed_proj_dim": "hidden_size"},
     requires={"do_layer_norm_before": True, "_remove_final_layer_norm": False},
     when=(
+        ({"do_layer_norm_before": False}, _POST_NORM),
+        ({"word_embed_proj_dim": Unlike("hidden_size")}, _PROJECTED),
         (
             {"layer_norm_elementwise_affine": False},
             {
@@ -83,6 +124,10 @@ OPT = Family(
         "num_attention_heads": 4,
         "max_position_embeddings": 32,
     },
+    variants=(
+        {"word_embed_proj_dim": 18},
+        {"do_layer_norm_before": False, "word_embed_proj_dim": 18},
+    ),
     neutral=(
         "activation_function",
         "init_std",

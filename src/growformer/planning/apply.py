@@ -75,8 +75,9 @@ class Applier:
         """(source tensor, kind) of every figure that the plan's fills need."""
         needs: dict[tuple[str, str], None] = {}
         for tensor in self.plan.tensors:
-            if tensor.fill.std is None and tensor.fill.like is not None and _has_free(tensor):
-                needs[tensor.fill.like, tensor.fill.kind] = None
+            fill = tensor.fill
+            if fill.kind != "constant" and fill.std is None and fill.like is not None and _has_free(tensor):
+                needs[fill.like, fill.kind] = None
         return list(needs)
 
     def measure(self, name: str, kind: str) -> float:
@@ -243,6 +244,8 @@ class Applier:
         import torch
 
         fill = tensor.fill
+        if fill.kind == "constant":
+            return torch.tensor([float(fill.factor) - tensor.offset], dtype=torch.float64).to(dtype)
         level = fill.std if fill.std is not None else self.measure(fill.like or "", fill.kind)
         if fill.kind == "mean":
             level = (level + tensor.offset) * float(fill.factor) - tensor.offset

@@ -10,6 +10,7 @@ from typing import Any
 from growformer.algebra import ONE, WILD, Atom, Dim, Factor, Family, Fill, Lift, NamePattern, Run, TensorPattern, lookup
 from growformer.errors import PatternError
 from growformer.planning.growth import Growth
+from growformer.planning.migrate import Place, moves
 from growformer.planning.plan import TensorPlan
 from growformer.planning.ports import gain_factor, port, power
 
@@ -185,7 +186,7 @@ def _indices(growth: Growth, axes: tuple[str, ...]) -> Iterator[tuple[dict[str, 
 
 def tensor_plans(family: Family, growth: Growth, covered: Covered, shapes: Shapes) -> Iterator[TensorPlan]:
     """The plan of every target tensor, layer by layer in the family's order of names."""
-    rows = []
+    rows, moved = [], moves(family, growth)
     for order, (name, pattern) in enumerate(family.patterns):
         sources = covered.names[name.text]
         if not sources:
@@ -194,9 +195,26 @@ def tensor_plans(family: Family, growth: Growth, covered: Covered, shapes: Shape
             like = _like(growth, new, sources, exact=name.text in family.uneven or name.only is not None)
             if like is None:
                 continue
-            plan = _tensor_plan(family, growth, covered.prefix, name, pattern, new, old, sources[like], shapes)
+            made = (family, growth, covered.prefix, name, pattern, new, old)
+            at = moved.get((name.text, tuple(new.values())))
+            if at is None:
+                plan = _tensor_plan(*made, sources[like], shapes, is_new=None in old.values())
+            elif isinstance(at, Factor):
+                plan = _tensor_plan(*made, sources[like], shapes, is_new=True)
+                plan = replace(plan, fill=Fill("constant", sources[like], factor=at)) if plan.free else plan
+            else:
+                plan = _tensor_plan(*made, _at(family, covered, at), shapes, is_new=False)
             rows.append(((*_place(family, name, new), order), plan))
     yield from (plan for _, plan in sorted(rows, key=lambda row: row[0]))
+
+
+def _at(family: Family, covered: Covered, place: Place) -> str:
+    """The source tensor at a place, which gives its gain or shift to a new layer."""
+    try:
+        return covered.names[place[0]][place[1]]
+    except KeyError:
+        said = f"{place[0]} {list(place[1])} is missing from the checkpoint, and a new layer takes it over"
+        raise PatternError(f"family {family.name}: {said}") from None
 
 
 def _place(family: Family, name: NamePattern, index: Mapping[str, int]) -> tuple[float, float]:
@@ -219,10 +237,11 @@ def _tensor_plan(
     old: dict[str, int | None],
     like: str,
     shapes: Shapes,
+    *,
+    is_new: bool,
 ) -> TensorPlan:
     disk = name.format(new)
     disk = disk[len(prefix) :] if prefix and disk.startswith(prefix) else disk
-    is_new = None in old.values()
     passes = is_new and family.passes(pattern)
     closes = passes or (is_new and family.closes_layer(name, pattern))
     sizes = dict(zip(map(id, stored_dims(name, pattern)), shapes[like], strict=True))
@@ -292,6 +311,8 @@ def _by_name(
     """
     reads = {atom.axis: atom for atom in pattern.atoms() if atom.index and atom.stand == "read"}
     for axis in name.axes:
+        if axis in family.layers:
+            continue  # each has one source; that of a gain may be another layer's
         atom = reads.get(axis)
         run = _run_at(port(family, growth, atom, index) if atom else growth.at(axis, index).lift, index[axis])
         if not dims or (atom is None and run.back is not None):

@@ -26,6 +26,8 @@ class AxisGrowth:
         like: for an index axis, for each new index the old one whose tensors set the fills.
         dead: why the new channels can never be reached by a gradient; empty where they can.
         heard: its copies are all read, each by a share of what read the old channel.
+        kept: for an index axis of layers that end in a norm on the stream, the gain of the norms that give their own
+            gain and shift away to a new layer (see `planning.migrate`); None elsewhere.
     """
 
     axis: str
@@ -36,6 +38,7 @@ class AxisGrowth:
     like: tuple[int, ...] = ()
     dead: str = ""
     heard: bool = False
+    kept: Factor | None = None
 
     @property
     def old(self) -> int:

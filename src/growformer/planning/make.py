@@ -10,6 +10,7 @@ from growformer.errors import RequestError
 from growformer.planning.build import Covered, Shapes, cover, tensor_plans
 from growformer.planning.config import check_fields, target_config
 from growformer.planning.growth import Growth
+from growformer.planning.migrate import chain, within_eps
 from growformer.planning.plan import Plan
 from growformer.planning.ports import restoring
 from growformer.planning.resolve import resolve_growth
@@ -81,6 +82,7 @@ def make_plan(
         layers=layers,
         dead=tuple(axis.dead for axis in growth if axis.dead),
         notes=tuple(dict.fromkeys([*seen, *notes])),
+        within_eps=within_eps(family, growth, full),
     )
 
 
@@ -133,7 +135,13 @@ def _placed(
         placed = dict.fromkeys(growing, tuple(layers_at))
     if not placed or not set(placed) <= set(growing):
         raise RequestError("the new layers were placed, but no new layer was asked for")
-    for at in placed.values():
+    for axis, at in placed.items():
+        found = chain(family, axis, "gain")
+        if found is not None and found.before is None and 0 in at:
+            raise RequestError(
+                f"{family.name}: no norm stands before the first layer, whose gain a new one there could take over; "
+                f"place new layers from {max(1, family.settled)} on"
+            )
         if any(0 <= place < family.settled for place in at):
             raise RequestError(
                 f"{family.name}: the first {family.settled} layer(s) are built another way and stay where they are; "
@@ -149,7 +157,10 @@ def _plain(layers_at: Sequence[int] | Mapping[str, Sequence[int]]) -> Any:
 
 
 def axes_json(growth: Growth) -> dict[str, Any]:
-    """For each axis, its lift with left inverse, its scale and its closed side: all that a certificate may be told."""
+    """For each axis, its lift with left inverse, its scale and its closed side: all that a certificate may be told.
+
+    Of layers that end in a norm on the stream, also the gain that norms keep which gave theirs to a new layer.
+    """
     out: dict[str, Any] = {}
     for axis in growth:
         name = axis.axis + "".join(f"@{k}={v}" for k, v in axis.scope)
@@ -161,4 +172,6 @@ def axes_json(growth: Growth) -> dict[str, Any]:
             "closed": axis.closed,
             "dead": axis.dead,
         }
+        if axis.kept is not None:
+            out[name]["kept"] = str(axis.kept.square)
     return out

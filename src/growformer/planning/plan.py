@@ -50,7 +50,8 @@ class TensorPlan:
 
     Attributes:
         name: on disk.
-        source: the source tensor's name; None for a tensor that is new as a whole (in a new layer).
+        source: the source tensor's name (another's than its own where a new layer takes it over); None for a tensor
+            that is new as a whole (in a new layer).
         dims: for each dim, its lift.
         free: for a new tensor, whether its index axes leave it free.
         fill: how free entries are filled.
@@ -160,6 +161,8 @@ class Plan:
         layers: for each layer axis, for each target layer the source layer or None.
         dead: why some new entries can never be reached by a gradient, one sentence each.
         notes: warnings.
+        within_eps: what is exact only up to the eps of norms, one sentence each, with the formula of the bound; empty
+            where the growth is exact.
     """
 
     family: str
@@ -175,10 +178,16 @@ class Plan:
     layers: Mapping[str, Sequence[int | None]] = field(default_factory=dict)
     dead: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    within_eps: tuple[str, ...] = ()
 
     @cached_property
     def by_name(self) -> dict[str, TensorPlan]:
         return {tensor.name: tensor for tensor in self.tensors}
+
+    @property
+    def function(self) -> Literal["exact", "within eps"]:
+        """How the grown model's function relates to the source's, in real arithmetic."""
+        return "within eps" if self.within_eps else "exact"
 
     @property
     def fidelity(self) -> dict[str, int]:
@@ -222,6 +231,8 @@ class Plan:
             "layers": {axis: list(sources) for axis, sources in self.layers.items()},
             "dead": list(self.dead),
             "notes": list(self.notes),
+            "function": self.function,
+            "within_eps": list(self.within_eps),
         }
 
     @classmethod
@@ -252,6 +263,7 @@ class Plan:
             layers=data["layers"],
             dead=tuple(data["dead"]),
             notes=tuple(data["notes"]),
+            within_eps=tuple(data["within_eps"]),
         )
 
     def dumps(self) -> str:

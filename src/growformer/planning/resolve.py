@@ -9,6 +9,7 @@ from fractions import Fraction
 from growformer.algebra import ONE, OUTSIDE, Attention, Factor, Family, Lift, Method, Run
 from growformer.errors import RequestError
 from growformer.planning.growth import AxisGrowth, Growth
+from growformer.planning.migrate import KEPT
 from growformer.planning.moves import field
 from growformer.planning.sizes import Sizes
 
@@ -226,7 +227,9 @@ def resolve_growth(
         if axis in OUTSIDE:
             axes[axis] = AxisGrowth(axis, Lift.place(was, range(was), now), "writers")
         elif axis in family.layers:
-            axes[axis] = layer_growth(was, now, (layers_at or {}).get(axis), method, axis, family.lenders)
+            layers = layer_growth(was, now, (layers_at or {}).get(axis), method, axis, family.lenders)
+            fed = was != now and any(norm.feeds == axis for norm in family.norms.values())
+            axes[axis] = replace(layers, kept=KEPT) if fed else layers
         elif any(axis in attention.key for attention in family.attentions):
             axes[axis] = key_growth(family, axis, was, now, method)
         elif family.experts is not None and axis == family.experts.axis:

@@ -1,4 +1,4 @@
-"""What a family cannot do, whatever the sizes: frozen axes, depth under norms on the stream."""
+"""What a family cannot do, whatever the sizes: frozen axes, depth where no norm can give a new layer its gain."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from growformer.algebra import Family, Field, lookup
 from growformer.errors import RequestError
+from growformer.planning.migrate import chained, stream_norms
 from growformer.planning.sizes import Sizes
 
 
@@ -40,13 +41,21 @@ def check_served(family: Family, full: Mapping[str, Any], sizes: Sizes) -> None:
                     f"it; it stays {sizes.old[axis]}"
                 )
     for axis in family.layers:
-        inside = {atom.role for name, pattern in family.patterns if axis in name.axes for atom in pattern.atoms()}
-        on_stream = [role for role, norm in family.norms.items() if role in inside and norm.output == "stream"]
-        if on_stream and sizes.old[axis] != sizes.new[axis]:
+        on_stream = stream_norms(family, axis)
+        if not on_stream or sizes.old[axis] == sizes.new[axis]:
+            continue
+        growth = f"{_named(family, axis)} {sizes.old[axis]} -> {sizes.new[axis]}"
+        if not chained(family, axis):
             raise RequestError(
-                f"{_named(family, axis)} {sizes.old[axis]} -> {sizes.new[axis]}: {family.name} normalises the stream "
-                f"itself at the end of each layer, so no new layer leaves it as it is (moving the last norm's gain is "
-                f"exact only up to its eps); it stays {sizes.old[axis]}"
+                f"{growth}: {family.name} normalises the stream itself in each layer, so that a new layer must take "
+                f"over the gain of the norm before it, and no single norm is declared to end a layer; it stays "
+                f"{sizes.old[axis]}"
+            )
+        eps = {lookup(full, norm.eps) if isinstance(norm.eps, str) else norm.eps for norm in on_stream}
+        if len(eps) > 1:
+            raise RequestError(
+                f"{growth}: a new layer takes over the gain of the norm before it, and these norms have several eps "
+                f"({', '.join(map(str, sorted(eps)))}); it stays {sizes.old[axis]}"
             )
 
 

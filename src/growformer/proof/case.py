@@ -15,6 +15,7 @@ from growformer.planning import Plan
 
 if TYPE_CHECKING:
     from growformer.proof.certificate import FileTensors
+    from growformer.proof.eps import Passing
     from growformer.proof.equations import Tensors
 
 
@@ -50,6 +51,13 @@ class Case:
         with TensorFiles.open(self.source) as files:
             bare = self.family.prefix and not any(name.startswith(self.family.prefix) for name in files)
         return self.family.prefix if bare else ""
+
+    @cached_property
+    def passings(self) -> list[Passing]:
+        """The norms whose eps is all that stands between the two functions; none where the growth is exact."""
+        from growformer.proof.eps import passings
+
+        return passings(self.family, self.plan.layers, self.plan.axes, self.source_full)
 
     def told(self, source: Tensors, target: Tensors) -> dict[str, Any]:
         """All that a certificate is told, and nothing of the plan's blocks: lifts, layers, the two folders, configs."""

@@ -1,6 +1,7 @@
 """The structural certificate: a grown checkpoint computes the source's function, by the algebra of its own two folders.
 
-It believes a receipt only one pair (E, R), a scale and a closed side per axis, and the layer map. What these demand of
+It believes a receipt only one pair (E, R), a scale and a closed side per axis, the layer map, and the gain that norms
+on the stream keep which gave theirs to a new layer. What these demand of
 every tensor and config field it works out from the family's patterns by its own code (facts, fields, places,
 equations). A plan's blocks are never read.
 """
@@ -24,7 +25,8 @@ from growformer.proof.axes import Axis, read_axes
 from growformer.proof.equations import Found, Slabs, Tensors, check_new, check_old, same
 from growformer.proof.facts import Facts
 from growformer.proof.fields import check_fields, check_sizes
-from growformer.proof.layers import LayerMap, Names, Placed, check_layers, layer_maps
+from growformer.proof.handing import LayerMap, kept_gains
+from growformer.proof.layers import Names, Placed, check_layers, layer_maps
 from growformer.proof.places import Places, Where, atom_places, dim_places
 from growformer.proof.spans import Spans
 
@@ -143,18 +145,20 @@ class Sides:
         counts = {axis: 1 + max(old.index.get(axis, -1) for old in self.old.values()) for axis in family.layers}
         self.layers = layer_maps(family, layers, counts if self.old else {})
         told, problems = read_axes(family, axes, self._sizes_of_shapes(), self.layers)
-        problems += check_layers(family, self.layers)
+        kept, odd = kept_gains(family, axes)
+        unfit = check_layers(family, self.layers, kept)
+        problems += [*odd, *unfit]
         named = {axis for at, _ in family.patterns for axis in at.axes} - {*told, *family.layers}
         problems += [f"axis {axis}: names of tensors hold it, and the family has none such" for axis in sorted(named)]
         self.failures += problems
-        if set(family.axes) - set(family.layers) - set(told) or named or check_layers(family, self.layers):
+        if set(family.axes) - set(family.layers) - set(told) or named or odd or unfit:
             return
         sizes = {name: (axis.old, axis.new) for name, axis in told.items()}
         sizes |= {axis: (len(at) - list(at).count(None), len(at)) for axis, at in self.layers.items()}
         self.failures += check_sizes(family, sizes, source_config, target_config, full)
         lifted = {axis: Axis.of_layers(axis, at) for axis, at in self.layers.items()}
         self.facts = Facts(family, told, self.tied, lifted)
-        self.names = Names(self.facts, self.layers, self.old, self.prefix)
+        self.names = Names(self.facts, self.layers, kept, self.old, self.prefix)
         self.failures += check_fields(self.facts, self.layers, source_config, target_config, full)
         self.failures += dict.fromkeys(self.facts.problems)  # several norms may say the same
 
@@ -307,7 +311,8 @@ class Sides:
         """One target tensor; of copies that are read together, all of them at the first."""
         (places, spans), offset = self.places_and_spans(tensor, split), self.offset(tensor)
         if tensor.source is None:
-            return check_new(self.target, tensor.name, [dim.new for dim in places], tensor.closed, offset)
+            shape = [dim.new for dim in places]
+            return check_new(self.target, tensor.name, shape, tensor.closed, offset, tensor.value)
         if len(tensor.copies) < 2:
             return check_old(
                 places, self.target, tensor.name, self.source, tensor.source, offset, spans, self.weigh(tensor)

@@ -13,6 +13,7 @@ from growformer.planning import apply, pull_back
 from growformer.proof.bar import BAR
 from growformer.proof.case import Case, stored_dtypes
 from growformer.proof.claims import Claim
+from growformer.proof.eps import EpsEffect
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +51,9 @@ def noise_floor(case: Case, inputs: Inputs, measured: dict[str, Any]) -> dict[st
     def restore(base: Outputs, found: Outputs, draw: int) -> Outputs:
         return in_order(base, found, draws[draw])
 
-    floors = noise(case.source, inputs, permuted(layout, source, draws), rounded, restore)
+    effect = EpsEffect(case.passings, case.family.prefix) if case.passings else None
+    variants = permuted(layout, source, draws)
+    floors = noise(case.source, inputs, variants, rounded, restore, None if effect is None else effect.attach)
     measured["floor"] = {name: asdict(floor) for name, floor in floors.items()}
     return floors
 
@@ -135,7 +138,8 @@ def runtime(case: Case, inputs: Inputs, measured: dict[str, Any]) -> Claim:
     }
     top = f", top-1 {d.top1_agree:.1%}" if is_logits(d.output) else ""
     of = f" of {d.output}" if len(results) > 1 else ""
-    found = f"{result.ratio:.2f} x the noise floor{of} (rms {d.rms:.1e}{top})"
+    eps = f", the passed norms' {result.floor.c:.1e} in it" if case.passings else ""
+    found = f"{result.ratio:.2f} x the noise floor{of} (rms {d.rms:.1e}{top}{eps})"
     if wide and not result.passed:
         why = "stored in float64, and run by classes that compute parts in float32: judged by the algebra"
         return Claim("runtime", None, found, required=False, detail=why)

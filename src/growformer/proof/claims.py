@@ -14,7 +14,7 @@ class Claim:
     """One claim about a grown model.
 
     Attributes:
-        name: structure, algebra, stored, runtime, loads, or alive.
+        name: structure, algebra, stored, runtime, loads, alive, or eps (of growths that are exact up to it).
         passed: None where it could not be checked.
         found, allowed: for people.
         required: whether the request needs it.

@@ -162,7 +162,9 @@ def _say(
     return f"{name}{[place[0] + start, *place[1:]]}: found {float(new[tuple(at)])!r}; required {required}"
 
 
-def check_new(target: Tensors, name: str, shape: Sequence[int], closed: bool, offset: int = 0) -> Found:
+def check_new(
+    target: Tensors, name: str, shape: Sequence[int], closed: bool, offset: int = 0, value: float | None = None
+) -> Found:
     """A tensor of a new layer (or head): all zero where it is closed, anything finite elsewhere.
 
     Args:
@@ -170,6 +172,7 @@ def check_new(target: Tensors, name: str, shape: Sequence[int], closed: bool, of
         shape: that it must have.
         closed: a new layer writes the stream here, or the gain stands here of what it adds to it.
         offset: what the code adds to the stored numbers.
+        value: that every entry must be, with what the code adds; None: any.
     """
     found = Found(fidelity="new")
     if tuple(target.shape(name)) != tuple(shape):
@@ -177,7 +180,13 @@ def check_new(target: Tensors, name: str, shape: Sequence[int], closed: bool, of
         return found
     for rows in pieces(shape) if shape else [None]:
         new = target.read(name) if rows is None else viewer(target)(name, rows)
-        if not _holds(new, SHUT if closed else OPEN, offset):
+        if value is not None:
+            bad, why = new != value - offset, "what a norm keeps that hands on its gain and shift, or stands between"
+            if bool(bad.any()):
+                wanted = torch.full(bad.shape, value - offset, dtype=torch.float64)
+                found.wrong = _say(name, 0 if rows is None else rows.start, bad, new, wanted, why)
+                return found
+        elif not _holds(new, SHUT if closed else OPEN, offset):
             bad = (new != -offset) if closed else ~new.isfinite()
             shut = f"{_zero(offset)}, for a new layer is closed where it writes the stream"
             shut = "1, for what passes a new layer is multiplied by it" if offset < 0 else shut
@@ -185,7 +194,7 @@ def check_new(target: Tensors, name: str, shape: Sequence[int], closed: bool, of
             found.wrong = _say(name, 0 if rows is None else rows.start, bad, new, None, why)
             return found
     entries = torch.Size(shape).numel()
-    found.zero, found.free = (entries, 0) if closed else (0, entries)
+    found.zero, found.free = entries * closed, entries * (not closed and value is None)
     return found
 
 

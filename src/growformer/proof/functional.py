@@ -54,6 +54,9 @@ __all__ = [
     "worst",
 ]
 
+Attach = Callable[[transformers.PreTrainedModel], None]
+"""What is done to a model before it runs (hooks)."""
+
 FLOOR_MULTIPLE = 2.0
 """A growth's runtime difference may be this many noise floors (design, section 6: 24 growths gave 0.64 to 1.10)."""
 
@@ -65,12 +68,15 @@ class NoiseFloor:
     Attributes:
         a: the source with its channels permuted (root mean square over the draws).
         b: the source with every tensor that the growth rounds rounded once.
-        floor: sqrt(a^2 + b^2).
+        floor: sqrt(a^2 + b^2 + c^2).
+        c: the source with the eps of its norms taken as in the grown model, and what passes more norms rounded once
+            more; none where the growth is exact.
     """
 
     a: float
     b: float
     floor: float
+    c: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,10 +104,16 @@ class Runtime:
         return math.isfinite(self.difference.relative) and self.ratio <= FLOOR_MULTIPLE
 
 
-def outputs64(source: Path | Callable[[], transformers.PreTrainedModel], inputs: Inputs) -> dict[str, torch.Tensor]:
+def outputs64(
+    source: Path | Callable[[], transformers.PreTrainedModel],
+    inputs: Inputs,
+    attach: Attach | None = None,
+) -> dict[str, torch.Tensor]:
     """Every output, in true float64, of a folder's stock model, or of one that a function builds."""
     # The model lives in this frame only, so it is gone before the next one is built.
     model = build64(source) if isinstance(source, Path) else source()
+    if attach is not None:
+        attach(model)
     inputs = wide(inputs)
     with true_float64():
         return outputs(model, inputs)
@@ -141,7 +153,9 @@ def functional(
     return worst(compare_outputs(outputs64(src, inputs), outputs64(out, inputs), reads))
 
 
-def _stored(folder: Path, inputs: Inputs, tensors: Mapping[str, torch.Tensor] | None = None) -> dict[str, Any]:
+def _stored(
+    folder: Path, inputs: Inputs, tensors: Mapping[str, torch.Tensor] | None = None, attach: Attach | None = None
+) -> dict[str, Any]:
     """The outputs in the storage dtype; those of all batches under one name, for more numbers make a steadier floor."""
     if tensors is None:
         model, _ = stock_model(folder)
@@ -150,6 +164,8 @@ def _stored(folder: Path, inputs: Inputs, tensors: Mapping[str, torch.Tensor] | 
         model, report = stock_model(config=config, tensors=tensors)
         if report["missing_keys"] or report["unexpected_keys"]:
             raise UncheckedError(f"A variant of {folder} for the noise floor lacks tensors or has others: {report}.")
+    if attach is not None:
+        attach(model)
     try:
         found = outputs(model, inputs)
     except RuntimeError:
@@ -196,6 +212,7 @@ def noise(
     permuted: Iterable[Mapping[str, torch.Tensor]],
     rounded: Mapping[str, torch.Tensor],
     restore: Callable[[Outputs, Outputs, int], Outputs] = lambda base, found, draw: found,
+    attach: Attach | None = None,
 ) -> dict[str, NoiseFloor]:
     """Measure what the storage dtype does to the source's outputs when nothing about its function changes.
 
@@ -207,9 +224,10 @@ def noise(
         rounded: the source with each tensor that the growth rounds multiplied by its factor, rounded, divided back.
         restore: given the source's outputs, those of a draw and its number, puts these back in order: hidden states
             come out with their channels permuted.
+        attach: has a model take the eps of its norms as the grown one does; None: there is no difference.
 
     Returns:
-        For each output a (root mean square over the draws), b, and their combination.
+        For each output a (root mean square over the draws), b, c, and their combination.
 
     Raises:
         UncheckedError: no draws, or a variant does not hold exactly the source's tensors.
@@ -219,10 +237,12 @@ def noise(
     if not draws:
         raise UncheckedError("A noise floor needs at least one permuted draw of the source; none was given.")
     once = compare_outputs(base, _stored(src, inputs, rounded))
+    passed = None if attach is None else compare_outputs(base, _stored(src, inputs, attach=attach))
     floors = {}
     for name in base:
-        a = math.sqrt(sum(draw[name].rms ** 2 for draw in draws) / len(draws))
-        floors[name] = NoiseFloor(a, once[name].rms, combine(a, once[name].rms))
+        a, b = math.sqrt(sum(draw[name].rms ** 2 for draw in draws) / len(draws)), once[name].rms
+        c = 0.0 if passed is None else passed[name].rms
+        floors[name] = NoiseFloor(a, b, combine(combine(a, b), c), c)
     return floors
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from growformer.algebra.factor import Factor
 from growformer.algebra.family import Family
 from growformer.algebra.pattern import Atom, Dim, NamePattern, TensorPattern
 from growformer.proof.facts import Facts
+from growformer.proof.handing import LayerMap, Stack, check_handing, handed
 from growformer.proof.places import REACHED, SHUT, Places, Where, atom_places
-
-LayerMap = Mapping[str, Sequence[int | None]]
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Placed:
         like: the source tensor that it comes from, or whose layer it is like.
         closed: it is new, and must be zero.
         copies: where an axis in its name is read, all target tensors that share the source's weights.
+        value: it is new, and each of its entries must be this number; None: any.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Placed:
     like: str = ""
     closed: bool = False
     copies: tuple[str, ...] = ()
+    value: float | None = None
 
     @property
     def dims(self) -> list[Dim]:
@@ -64,8 +66,11 @@ def likes(layers: Sequence[int | None]) -> list[int]:
     return out
 
 
-def check_layers(family: Family, maps: LayerMap) -> list[str]:
-    """What is wrong with the layer maps by themselves."""
+def check_layers(family: Family, maps: LayerMap, gains: Mapping[str, Factor]) -> list[str]:
+    """What is wrong with the layer maps by themselves.
+
+    `gains`: by axis, the gain of the norms on the stream that gave theirs to a new layer.
+    """
     problems = [f"axis {axis}: family {family.name} has no such layers" for axis in maps if axis not in family.layers]
     for axis in family.layers:
         layers = maps[axis]
@@ -79,17 +84,14 @@ def check_layers(family: Family, maps: LayerMap) -> list[str]:
                 f"axis {axis}: a new layer at {list(layers).index(None)}; the first {family.settled} "
                 f"are built otherwise"
             )
-        problems += _closing(family, axis)
+        problems += _closing(family, axis) + check_handing(family, axis, layers, gains)
     return problems
 
 
 def _closing(family: Family, axis: str) -> list[str]:
     """Whether new layers of an axis can be closed at all."""
     inside = [(at, pattern) for at, pattern in family.patterns if axis in at.axes]
-    roles = {atom.role for _, pattern in inside for atom in pattern.atoms() if atom.stand == "gain"}
     for role, norm in family.norms.items():
-        if norm.output == "stream" and role in roles:
-            return [f"axis {axis}: norm {role} stands on the stream of every layer, new ones too; not covered"]
         if norm.output == "added" and norm.gain is None:
             return [f"axis {axis}: norm {role} on what a branch adds has no gain to close a new layer at; not covered"]
     if not any(family.closes_layer(at, pattern) for at, pattern in inside):
@@ -100,8 +102,10 @@ def _closing(family: Family, axis: str) -> list[str]:
 class Names:
     """What the target's tensors must be, given the source's under their patterns."""
 
-    def __init__(self, facts: Facts, maps: LayerMap, old: Mapping[str, Placed], prefix: str) -> None:
-        self._facts, self._maps, self._old, self._prefix = facts, maps, old, prefix
+    def __init__(
+        self, facts: Facts, maps: LayerMap, gains: Mapping[str, Factor], old: Mapping[str, Placed], prefix: str
+    ) -> None:
+        self._facts, self._maps, self._gains, self._old, self._prefix = facts, maps, gains, old, prefix
         self._likes = {axis: likes(layers) for axis, layers in maps.items()}
 
     def indices(self, at: NamePattern) -> Iterator[tuple[int, ...]]:
@@ -122,7 +126,36 @@ class Names:
         for old in self._old.values():
             for placed in self._targets(old):
                 out[placed.name] = placed
+        for axis, layers in self._maps.items():
+            if None in layers:
+                self._hand(out, axis, layers)
         return out
+
+    def _hand(self, out: dict[str, Placed], axis: str, layers: Sequence[int | None]) -> None:
+        """Where gains and shifts on the stream stand, of layers that end in a norm there."""
+        stack = Stack(self._facts.family, axis)
+        if stack.empty:
+            return
+        stands = {one.stands: one.source for one in handed(layers)}
+        for stand in stack.last:
+            for place in range(-1, len(layers)):
+                here = stack.name(stand, place, axis)
+                name = None if here is None else self.disk(*here)
+                if name in out:
+                    source = stack.name(stand, stands[place], axis) if place in stands else None
+                    self._put(out, name, stand, axis, None if source is None else self.disk(*source))
+        new = [place for place, old in enumerate(layers) if old is None]
+        for at, stand in stack.inside:
+            for name in (self.disk(at, {axis: place}) for place in new):
+                if name in out:
+                    self._put(out, name, stand, axis, None)
+
+    def _put(self, out: dict[str, Placed], name: str, stand: str, axis: str, source: str | None) -> None:
+        if source is not None and source not in self._old:
+            raise ValueError(f"{name}: required of {source}, which the source lacks")
+        value = None if source is not None else float(self._gains[axis]) if stand == "gain" else 0.0
+        like = source or out[name].like
+        out[name] = replace(out[name], source=source, like=like, closed=value == 0.0, value=value)
 
     def _targets(self, old: Placed) -> Iterator[Placed]:
         """All target tensors that come from a source tensor, or are like it."""

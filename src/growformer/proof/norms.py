@@ -9,7 +9,7 @@ from functools import cached_property
 
 from growformer.algebra.factor import ONE, Factor
 from growformer.algebra.facts import Norm
-from growformer.algebra.family import Family
+from growformer.algebra.family import OUTSIDE, Family
 from growformer.algebra.pattern import Atom, NamePattern
 from growformer.proof.axes import Axis
 
@@ -147,10 +147,10 @@ class Norms:
         would come out c f E^T E as large. The code may also multiply logits by a power of a size.
         """
         demand, tied = self.power("logits"), self.family.tied
-        if not self.tied or tied is None:
+        norm = None if tied is None else self.family.norms.get(tied.norm)
+        if not self.tied or tied is None or norm is None:
             return demand
         atoms = [a for a in self.family.find(tied.embedding)[1].atoms() if a.stand == "write" and a.axis in self.axes]
-        norm = self.family.norms[tied.norm]
         written, read = self.axes[str(atoms[-1].axis)], self.axes[norm.axes[0]]
         overlap = written.overlap(read)
         if overlap is None:
@@ -245,7 +245,8 @@ class Norms:
         tied = self.family.tied
         norm = None if tied is None else self.family.norms.get(tied.norm)
         if tied is None or norm is None:
-            still = all(self.axes[stream].is_identity for stream in self.family.streams if stream in self.axes)
+            written = set() if tied is None else self.family.find(tied.embedding)[1].axes() - set(OUTSIDE)
+            still = all(self.axes[axis].is_identity for axis in written if axis in self.axes)
             if (self.tied and not still) or self.power("logits") != ONE:
                 self.problems.append(f"axis {self.family.stream}: no norm is named that gives to the head; not covered")
             return

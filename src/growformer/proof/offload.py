@@ -31,7 +31,7 @@ from growformer.planning import Applier, Plan
 from growformer.proof.certificate import FileTensors
 from growformer.proof.equations import Tensors, pieces, read_rows, same
 from growformer.proof.float64 import require_complete, require_float64, stock_config, true_float64
-from growformer.proof.functional import wide
+from growformer.proof.functional import Attach, wide
 from growformer.proof.inputs import Inputs, as_batches
 from growformer.proof.outputs import outputs
 
@@ -64,7 +64,14 @@ class Planned:
         return self._applier.piece(tensor, start, stop)
 
 
-def outputs64_offloaded(folder: Path, inputs: Inputs, prefix: str = "", *, memory: int = BLOCK) -> dict[str, Tensor]:
+def outputs64_offloaded(
+    folder: Path,
+    inputs: Inputs,
+    prefix: str = "",
+    *,
+    memory: int = BLOCK,
+    attach: Attach | None = None,
+) -> dict[str, Tensor]:
     """A folder's outputs in true float64, for models whose weights do not fit in memory.
 
     Args:
@@ -72,6 +79,7 @@ def outputs64_offloaded(folder: Path, inputs: Inputs, prefix: str = "", *, memor
         inputs: see `Inputs`; one forward pass for each batch, for each pass reads every weight.
         prefix: the part of the module's names that a bare backbone's tensors leave out; "" is the class's own.
         memory: bytes of a linear layer's weights that are held at once.
+        attach: what is done to the model before it runs (hooks).
 
     Returns:
         Every output, by name.
@@ -81,18 +89,24 @@ def outputs64_offloaded(folder: Path, inputs: Inputs, prefix: str = "", *, memor
         UncheckedError: as `build64`; or the model uses a weight in a way that cannot be loaded in time.
     """
     with TensorFiles.open(folder) as files:
-        return outputs64_from(folder, FileTensors(files), inputs, prefix, memory=memory)
+        return outputs64_from(folder, FileTensors(files), inputs, prefix, memory=memory, attach=attach)
 
 
 def outputs64_from(
-    config: Path | Mapping[str, Any], tensors: Tensors, inputs: Inputs, prefix: str = "", *, memory: int = BLOCK
+    config: Path | Mapping[str, Any],
+    tensors: Tensors,
+    inputs: Inputs,
+    prefix: str = "",
+    *,
+    memory: int = BLOCK,
+    attach: Attach | None = None,
 ) -> dict[str, Tensor]:
     """`outputs64_offloaded` for any source of named tensors.
 
     Args:
         config: a folder with config.json, or what that holds.
         tensors: every tensor of the checkpoint by its name on disk; read by rows, many times.
-        inputs, prefix, memory: see `outputs64_offloaded`.
+        inputs, prefix, memory, attach: see `outputs64_offloaded`.
     """
     batches = wide(inputs)
     count = max(len(x) for batch in as_batches(batches) for x in batch.inputs.values())
@@ -109,6 +123,8 @@ def outputs64_from(
             loader.attach(module, {own: match.fused.get(n) or match.disk[n] or "" for own, n in full.items()})
         for name, stored in match.buffers.items():
             model.get_buffer(name).copy_(loader.whole(stored))
+        if attach is not None:
+            attach(model)
         with _NoMeta(type(model).__name__):
             return outputs(model, batches, batch=count, device=torch.device("cpu"))
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from growformer.checkpoint import size_text
 from growformer.proof.case import Case, stored_bytes
 from growformer.proof.claim_alive import alive, new_entries
-from growformer.proof.claim_float64 import Outputs, algebra, stored
+from growformer.proof.claim_float64 import Outputs, algebra, eps, stored
 from growformer.proof.claim_runtime import runtime
 from growformer.proof.claims import Claim, Proof
 
@@ -49,11 +49,11 @@ def prove(
     room = memory if memory is not None else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     why = _too_large(case, room)
     if not structure.passed:
-        return _only(structure, "the structure is not the source's", measured)
+        return _only(case, structure, "the structure is not the source's", measured)
     if level == "structure":
-        return _only(structure, "not asked for", measured)
+        return _only(case, structure, "not asked for", measured)
     if level == "auto" and why:
-        return _only(structure, f"{why}; --prove full checks algebra and stored from disk", measured)
+        return _only(case, structure, f"{why}; --prove full checks algebra and stored from disk", measured)
 
     from growformer.proof.inputs import probe_inputs
     from growformer.proof.offload import BLOCK
@@ -64,6 +64,7 @@ def prove(
     outputs = Outputs(case, probe.batches, max(1, min(BLOCK, room // 4)) if why else None)
     checks: dict[str, Callable[[], Claim]] = {
         "loads": lambda: _loads(case, room, measured),
+        **({"eps": lambda: eps(outputs, measured)} if case.passings else {}),
         "algebra": lambda: algebra(outputs, measured),
         "stored": lambda: stored(outputs, measured),
         "runtime": lambda: _left_out("runtime", why) if why else runtime(case, probe.batches, measured),
@@ -71,7 +72,7 @@ def prove(
     }
     claims = [structure]
     for name, check in checks.items():
-        say(name)
+        say(name + (f", within eps: {measured['eps']['bound']:.1e}" if name == "algebra" and case.passings else ""))
         claims.append(check())
     return Proof(tuple(claims), measured)
 
@@ -80,8 +81,8 @@ def _left_out(name: str, reason: str) -> Claim:
     return Claim(name, None, "-", required=False, detail=reason)
 
 
-def _only(structure: Claim, reason: str, measured: dict[str, Any]) -> Proof:
-    others = ("loads", "algebra", "stored", "runtime", "alive")
+def _only(case: Case, structure: Claim, reason: str, measured: dict[str, Any]) -> Proof:
+    others = ("loads", *(["eps"] if case.passings else []), "algebra", "stored", "runtime", "alive")
     return Proof((structure, *(_left_out(name, reason) for name in others)), measured)
 
 

@@ -42,7 +42,7 @@ def broken_folders(family: Family, plan: Plan, out: Path, root: Path) -> Iterato
     """
     found = (_closed(family, plan), _factor(family, plan, gain=True), _factor(family, plan, gain=False))
     tampers = [tamper for tamper in found if tamper is not None]
-    tampers += [*_swaps(family, plan, out), *_eps(family, plan)]
+    tampers += [*_swaps(family, plan, out), *_eps(family, plan), *_left_behind(family, plan)]
     for number, (rule, where, change) in enumerate(tampers):
         folder = root / f"{out.name}-broken-{number}"
         shutil.copytree(out, folder)
@@ -147,6 +147,33 @@ def _eps(family: Family, plan: Plan) -> Iterator[_Tamper]:
 
         yield "an eps stays as it was", name, leave
         return
+
+
+def _left_behind(family: Family, plan: Plan) -> Iterator[_Tamper]:
+    """Leave a norm's gain, then its shift, where it stood before a new layer took it over."""
+    prefix, seen = _prefix(family, plan), set[str]()
+    for tensor in plan.tensors:
+        name, pattern, index = family.find(family.full_name(tensor.name, prefix))
+        for atom in pattern.atoms():
+            norm = family.norms.get(atom.role or "")
+            axis = norm.feeds if norm is not None else ""
+            if axis not in index or atom.stand in seen or plan.layers[axis][index[axis]] is not None:
+                continue
+            if tensor.source is None:
+                continue  # the next layer is new as well
+            before = max((at for at in range(index[axis]) if plan.layers[axis][at] is not None), default=None)
+            if before is None:
+                continue
+            seen.add(atom.stand)
+            stood = name.format({axis: before}).removeprefix(prefix)
+
+            def back(folder: Path, here: str = tensor.name, there: str = stood) -> None:
+                def swap(tensors: dict[str, torch.Tensor]) -> None:
+                    tensors[here], tensors[there] = tensors[there], tensors[here]
+
+                _rewrite(folder, swap)
+
+            yield f"a {atom.stand} is left where a new layer took it over", tensor.name, back
 
 
 def _swaps(family: Family, plan: Plan, out: Path) -> Iterator[_Tamper]:

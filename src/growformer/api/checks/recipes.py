@@ -22,6 +22,8 @@ def recipe_of(family: Family, plan: Plan, axis: str, full: tuple[Any, Any]) -> s
     told = plan.axes[axis]
     lift = Lift.from_json(told["old"], told["lift"])
     if axis in family.layers:
+        if "kept" in told:
+            return "the last norm's gain and shift move to the new layer, which writes zeros"
         added = any(norm.output == "added" for norm in family.norms.values())
         return "new layers closed at the norms on their branches" if added else "new layers write zeros"
     if axis in OUTSIDE:

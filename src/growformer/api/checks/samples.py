@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from growformer.algebra import Family, assigned, lookup
+from growformer.algebra import Family, Unlike, assigned, lookup
 from growformer.checkpoint.stock import full_config
 from growformer.errors import PatternError, RequestError, SourceError
 from growformer.families import FAMILIES
@@ -116,7 +116,7 @@ def variants(family: Family, full: Fields) -> dict[str, dict[str, Any]]:
     if family.tied is not None and isinstance(lookup(full, family.tied.field), bool):
         asked.append({family.tied.field: not lookup(full, family.tied.field)})
     for conditions, _ in family.when:
-        if "architectures" not in conditions:
+        if "architectures" not in conditions and not any(isinstance(value, Unlike) for value in conditions.values()):
             asked += [dict(conditions), {**biases, **conditions}]
     asked += [dict(changes) for changes in getattr(family, "variants", ())]
     found = {}

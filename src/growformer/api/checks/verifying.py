@@ -14,10 +14,15 @@ from multiprocessing import get_context, parent_process
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from growformer.algebra import Family
 from growformer.api.checks.samples import serving
+from growformer.errors import UncheckedError
+
+if TYPE_CHECKING:
+    from growformer.proof.case import Case
+    from growformer.proof.claims import Claim
 
 LENGTH = 16
 """Positions of the sequences that single growths are compared on; the samples have room for twice as many."""
@@ -77,8 +82,8 @@ def prove_folder(family: Family, src: str, out: str, full: bool, alive: bool) ->
         alive: also whether the new entries learn (`full` has it anyway).
 
     Returns:
-        claims: by name, whether it holds (None: not checked); detail: what does not; algebra, ratio: as measured;
-        new_entries, dead.
+        claims: by name, whether it holds (None: not checked); detail: what does not; algebra, bound, beyond, ratio: as
+        measured; new_entries, dead.
     """
     try:
         with serving(family), contextlib.redirect_stdout(sys.stderr):
@@ -96,39 +101,30 @@ def _full(src: Path, out: Path, alive: bool) -> dict[str, Any]:
     return {
         "claims": {claim.name: claim.passed for claim in proof.claims if claim.required or claim.passed is False},
         "detail": "; ".join(failed),
-        "algebra": proof.measured.get("algebra", {}).get("relative"),
+        **_algebra(proof.measured),
         "ratio": proof.measured.get("runtime", {}).get("ratio"),
         **_counts(proof.measured),
     }
 
 
 def _short(src: Path, out: Path, alive: bool) -> dict[str, Any]:
-    from growformer.api.planned import family_of
     from growformer.api.verified import verify
-    from growformer.checkpoint import Receipt, read_config
-    from growformer.checkpoint.stock import full_config
-    from growformer.planning import Plan
     from growformer.proof import claim_alive
-    from growformer.proof.bar import BAR
-    from growformer.proof.case import Case
 
     proof = verify(src, out, level="structure")
     claims = {claim.name: claim.passed for claim in proof.claims if claim.required or claim.passed is False}
     said = [f"{claim.name}: {claim.detail or claim.found}" for claim in proof.claims if claim.passed is False]
-    relative = _difference(src, out)
-    claims["algebra"] = relative <= BAR
-    if not claims["algebra"]:
-        said.append(f"algebra: {relative:.1e}, allowed {BAR:.0e}")
-    measured: dict[str, Any] = {}
+    case, measured = _case(src, out), dict[str, Any]()
+    for claim in _outputs(case, measured):
+        claims[claim.name] = claim.passed
+        if not claim.passed:
+            said.append(f"{claim.name}: {claim.detail or f'{claim.found}, allowed {claim.allowed}'}")
     if alive:
-        raw, receipt = read_config(src), Receipt.read(out)
-        plan = replace(Plan.from_json(receipt.plan), axes=receipt.axes, layers=receipt.layers, source_config=raw)
-        case = Case(family_of(raw), plan, src, out, full_config(raw)[0], read_config(out))
         claim = claim_alive.alive(case, measured)
         claims["alive"] = claim.passed
         if claim.passed is not True:
             said.append(f"alive: {claim.detail}")
-    return {"claims": claims, "detail": "; ".join(said), "algebra": relative, **_counts(measured)}
+    return {"claims": claims, "detail": "; ".join(said), **_algebra(measured), **_counts(measured)}
 
 
 def _counts(measured: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,15 +132,34 @@ def _counts(measured: Mapping[str, Any]) -> dict[str, Any]:
     return {"new_entries": int(found.get("new_entries", 0)), "dead": sum(found.get("dead", {}).values())}
 
 
-def _difference(src: Path, out: Path) -> float:
-    """The relative difference of the two folders' outputs in true float64."""
-    from growformer.checkpoint import Receipt
-    from growformer.proof.functional import functional
-    from growformer.proof.inputs import probe_inputs
-    from growformer.proof.outputs import grown_axes
+def _algebra(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """The relative difference in float64; where the growth is exact up to eps, also its bound, and what is beyond."""
+    found = measured.get("algebra", {})
+    return {"algebra": found.get("relative"), "bound": found.get("bound"), "beyond": found.get("beyond")}
 
-    inputs = probe_inputs(src, batch=3, length=LENGTH, seed=0).batches
-    return functional(src, out, inputs, grown_axes(Receipt.read(out).axes)).relative
+
+def _case(src: Path, out: Path) -> Case:
+    from growformer.api.planned import family_of
+    from growformer.checkpoint import Receipt, read_config
+    from growformer.checkpoint.stock import full_config
+    from growformer.planning import Plan
+    from growformer.proof.case import Case
+
+    raw, receipt = read_config(src), Receipt.read(out)
+    plan = replace(Plan.from_json(receipt.plan), axes=receipt.axes, layers=receipt.layers, source_config=raw)
+    return Case(family_of(raw), plan, src, out, full_config(raw)[0], read_config(out))
+
+
+def _outputs(case: Case, measured: dict[str, Any]) -> list[Claim]:
+    """What the two folders' outputs in true float64 say."""
+    from growformer.proof.claim_float64 import ON_DISK, Outputs, algebra, eps
+    from growformer.proof.inputs import probe_inputs
+
+    outputs = Outputs(case, probe_inputs(case.source, batch=3, length=LENGTH, seed=0).batches)
+    claims = [check(outputs, measured) for check in ([eps, algebra] if case.passings else [algebra])]
+    if measured["algebra"]["of"] != ON_DISK:
+        raise UncheckedError(f"{case.target} is not stored in float64, so its own outputs were not compared")
+    return claims
 
 
 def judge_folder(family: Family, src: str, out: str) -> dict[str, Any]:
@@ -154,7 +169,6 @@ def judge_folder(family: Family, src: str, out: str) -> dict[str, Any]:
         structure, outputs: whether each finds it other than the source; detail: what they say.
     """
     from growformer.api.verified import verify
-    from growformer.proof.bar import BAR
 
     def structure() -> tuple[bool, str]:
         claims = {claim.name: claim for claim in verify(Path(src), Path(out), level="structure").claims}
@@ -163,8 +177,8 @@ def judge_folder(family: Family, src: str, out: str) -> dict[str, Any]:
         return claims["structure"].passed is False, claims["structure"].detail
 
     def outputs() -> tuple[bool, str]:
-        relative = _difference(Path(src), Path(out))
-        return relative > BAR, f"{relative:.1e}"
+        claim = _outputs(_case(Path(src), Path(out)), {})[-1]
+        return claim.passed is False, claim.found
 
     with serving(family), contextlib.redirect_stdout(sys.stderr):
         seen = {"structure": _tried(structure), "outputs": _tried(outputs)}
