@@ -143,7 +143,7 @@ def _rewritten(
         return [f"config field rope_parameters: the target contradicts itself: {new.rest!r:.300}, theta {new.thetas}"]
     if moved and new.rest[0] not in kept:
         return [f"config field rope_parameters: found {new.rest[0]}; required {kept[0]}"]
-    written = new.rest[0] | ({FRACTION: new.fractions[-1]} if new.fractions else {})
+    written = {**new.rest[0], **({FRACTION: new.fractions[0]} if new.fractions else {})}
     sizes, thetas = (axis.old, axis.new), (old.thetas[0], new.thetas[0])
     return list(check_rewritten(rotary, sizes, pairs, kept[0], written, thetas, full))
 
