@@ -7,7 +7,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from growformer.algebra import ONE, WILD, Atom, Dim, Factor, Family, Fill, Lift, NamePattern, Run, TensorPattern, lookup
+from growformer.algebra import (
+    ONE,
+    WILD,
+    Atom,
+    Becoming,
+    Dim,
+    Factor,
+    Family,
+    Fill,
+    Lift,
+    NamePattern,
+    Run,
+    TensorPattern,
+    lookup,
+)
 from growformer.errors import PatternError
 from growformer.planning.growth import Growth
 from growformer.planning.plan import TensorPlan
@@ -31,10 +45,13 @@ class Covered:
     dropped: tuple[str, ...]
 
 
-def cover(family: Family, growth: Growth, shapes: Shapes, config: Mapping[str, Any]) -> Covered:
+def cover(
+    family: Family, growth: Growth, shapes: Shapes, config: Mapping[str, Any], becoming: Becoming | None = None
+) -> Covered:
     """Sort the source's tensors by pattern, and check that each is covered once, whole, and of the declared shape.
 
-    `config` is the source's, defaults filled in: it says which optional tensors there must be.
+    `config` is the source's, defaults filled in: it says which optional tensors there must be. `becoming` says which of
+    a source of another family go by which name in this one.
 
     Raises:
         PatternError: a tensor no pattern covers, a missing tensor, or a shape other than the pattern's.
@@ -50,7 +67,7 @@ def cover(family: Family, growth: Growth, shapes: Shapes, config: Mapping[str, A
         if (head and growth.tied) or family.drops(full):
             dropped.append(disk)
             continue
-        name, pattern, index = family.find(full)
+        name, pattern, index = family.find(full if becoming is None else becoming.renamed(full))
         _check_shape(family, growth, disk, shape, name, pattern, index)
         names[name.text][tuple(index.values())] = disk
     if tied is not None and family.headed(config) and not (bare or growth.tied or names[tied.head]):
@@ -58,7 +75,7 @@ def cover(family: Family, growth: Growth, shapes: Shapes, config: Mapping[str, A
             f"family {family.name}: tensor {tied.head!r} is missing from the checkpoint, and config.json does not tie "
             f"it ({tied.field}={config.get(tied.field)!r})"
         )
-    _check_whole(family, growth, names, config, prefix)
+    _check_whole(family, growth, names, config, prefix, becoming)
     return Covered(prefix, names, tuple(dropped))
 
 
@@ -142,7 +159,9 @@ def _check_whole(
     names: Mapping[str, Mapping[tuple[int, ...], str]],
     config: Mapping[str, Any],
     prefix: str,
+    becoming: Becoming | None,
 ) -> None:
+    renamed = set(becoming.tensors.values()) if becoming is not None else set()
     for name, _ in family.patterns:
         have = set(names[name.text])
         olds = (tuple(old.values()) for _, old in _indices(growth, name.axes))
@@ -158,7 +177,8 @@ def _check_whole(
         outside = bool(prefix) and not name.text.startswith(prefix)
         if (switch is not None or head or outside or name.text in family.tasks) and not have:
             continue
-        missing = set() if name.text in family.uneven else want - have
+        new = becoming is not None and name.text in becoming.new
+        missing = set() if new or (name.text in family.uneven and name.text not in renamed) else want - have
         extra = have - want
         if missing or extra:
             which = missing or extra
@@ -183,20 +203,38 @@ def _indices(growth: Growth, axes: tuple[str, ...]) -> Iterator[tuple[dict[str, 
     return walk({}, {}, axes)
 
 
-def tensor_plans(family: Family, growth: Growth, covered: Covered, shapes: Shapes) -> Iterator[TensorPlan]:
+def tensor_plans(
+    family: Family,
+    growth: Growth,
+    covered: Covered,
+    shapes: Shapes,
+    becoming: Becoming | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> Iterator[TensorPlan]:
     """The plan of every target tensor, layer by layer in the family's order of names."""
     rows = []
     for order, (name, pattern) in enumerate(family.patterns):
-        sources = covered.names[name.text]
+        new_to_family = becoming is not None and name.text in becoming.new
+        sources = covered.names[_twin(becoming, name.text) if becoming is not None and new_to_family else name.text]
         if not sources:
             continue
         for new, old in _indices(growth, name.axes):
-            like = _like(growth, new, sources, exact=name.text in family.uneven or name.only is not None)
+            exact = name.text in family.uneven or name.only is not None
+            like = _like(growth, new, sources, exact=exact and not new_to_family)
             if like is None:
                 continue
+            old = dict.fromkeys(old) if new_to_family else old
             plan = _tensor_plan(family, growth, covered.prefix, name, pattern, new, old, sources[like], shapes)
+            if becoming is not None and new_to_family and not becoming.new[name.text]:
+                plan = replace(plan, fill=replace(plan.fill, std=float((config or {}).get("initializer_range", 0.02))))
             rows.append(((*_place(family, name, new), order), plan))
     yield from (plan for _, plan in sorted(rows, key=lambda row: row[0]))
+
+
+def _twin(becoming: Becoming, name: str) -> str:
+    """The target name of the old tensor that a new one is like: in std where it says so, else in its dtype only."""
+    like = becoming.new[name] or next(iter(becoming.tensors))
+    return becoming.tensors.get(like, like)
 
 
 def _place(family: Family, name: NamePattern, index: Mapping[str, int]) -> tuple[float, float]:
@@ -297,7 +335,9 @@ def _by_name(
         if not dims or (atom is None and run.back is not None):
             continue
         runs = dims[0].times(run.factor).runs if atom else dims[0].runs
-        change: dict[str, Any] = {"share": run.share} if atom else {"back": None}
+        change: dict[str, Any] = {"share": run.share} if atom else {}
+        if run.back is None:
+            change["back"] = None
         dims = [Lift(dims[0].old, tuple(replace(r, **change) if not r.new else r for r in runs)), *dims[1:]]
     return dims
 

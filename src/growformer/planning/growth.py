@@ -26,6 +26,7 @@ class AxisGrowth:
         like: for an index axis, for each new index the old one whose tensors set the fills.
         dead: why the new channels can never be reached by a gradient; empty where they can.
         heard: its copies are all read, each by a share of what read the old channel.
+        whole: its copies are all read, each by all that read the old channel, for what weighs them adds up to one.
     """
 
     axis: str
@@ -36,6 +37,7 @@ class AxisGrowth:
     like: tuple[int, ...] = ()
     dead: str = ""
     heard: bool = False
+    whole: bool = False
 
     @property
     def old(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -149,7 +150,8 @@ class Plan:
     """What a growth does.
 
     Attributes:
-        family, method: names.
+        family, method: names; the family is the target's.
+        source_family: the source's, where it is another.
         seed: of the draws.
         request: what was asked, in the words of config.json.
         moved: in words, what else changes because it must.
@@ -175,6 +177,7 @@ class Plan:
     layers: Mapping[str, Sequence[int | None]] = field(default_factory=dict)
     dead: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    source_family: str = ""
 
     @cached_property
     def by_name(self) -> dict[str, TensorPlan]:
@@ -191,13 +194,8 @@ class Plan:
     @property
     def parameters(self) -> tuple[int, int]:
         """Entries of the source and of the target."""
-        old = 0
-        for tensor in self.tensors:
-            size = 1
-            for n in tensor.source_shape:
-                size *= n
-            old += size if tensor.source is not None else 0
-        return old, sum(tensor.entries for tensor in self.tensors)
+        shapes = {t.source: t.source_shape for t in self.tensors if t.source is not None}  # copies have one source
+        return sum(map(math.prod, shapes.values())), sum(tensor.entries for tensor in self.tensors)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; lifts are written once and named by number."""
@@ -222,6 +220,7 @@ class Plan:
             "layers": {axis: list(sources) for axis, sources in self.layers.items()},
             "dead": list(self.dead),
             "notes": list(self.notes),
+            **({"source_family": self.source_family} if self.source_family else {}),
         }
 
     @classmethod
@@ -252,6 +251,7 @@ class Plan:
             layers=data["layers"],
             dead=tuple(data["dead"]),
             notes=tuple(data["notes"]),
+            source_family=data.get("source_family", ""),
         )
 
     def dumps(self) -> str:

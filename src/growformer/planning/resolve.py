@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 
-from growformer.algebra import ONE, OUTSIDE, Attention, Factor, Family, Lift, Method, Run
+from growformer.algebra import ONE, OUTSIDE, Attention, Experts, Factor, Family, Lift, Method, Run
 from growformer.errors import RequestError
 from growformer.planning.growth import AxisGrowth, Growth
 from growformer.planning.moves import field
@@ -230,12 +230,24 @@ def resolve_growth(
         elif any(axis in attention.key for attention in family.attentions):
             axes[axis] = key_growth(family, axis, was, now, method)
         elif family.experts is not None and axis == family.experts.axis:
-            axes[axis] = AxisGrowth(axis, Lift.copies(was, now // was), "readers", heard=was != now)
+            axes[axis] = _experts(family.experts, was, now, sizes.chosen)
         elif axis in normed or axis in family.copied:
             axes[axis] = normed_growth(family, axis, was, now, method)
         else:
             axes[axis] = AxisGrowth(axis, Lift.place(was, range(was), now), method.closed.get(axis, "readers"))
     return Growth((axes[axis] for axis in family.axes), tied=tied, headed=headed)
+
+
+def _experts(experts: Experts, was: int, now: int, chosen: int | None) -> AxisGrowth:
+    """Copies of all experts: each read by a share under the router's own copies, or whole under a new router."""
+    dead = ""
+    if chosen == 1:
+        dead = (
+            f"{experts.chosen}=1: weights that add up to one are 1 where there is one of them, whatever the router "
+            f"says, so that no gradient ever reaches it; {experts.chosen}=2 is alive"
+        )
+    copies = Lift.copies(was, now // was)
+    return AxisGrowth(experts.axis, copies, heard=was != now and chosen is None, whole=chosen is not None, dead=dead)
 
 
 def _heads(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,12 +42,14 @@ class Sizes:
         old, new: by axis.
         fields: config fields to write, with their new values.
         moved: in words, what changes though nobody asked.
+        chosen: how many experts a token takes, where they stand under a new router; None: the router stays.
     """
 
     old: Mapping[str, int]
     new: Mapping[str, int]
     fields: Mapping[str, int]
     moved: tuple[str, ...]
+    chosen: int | None = None
 
 
 def size_of(size: Size, config: Mapping[str, Any]) -> int:
@@ -87,8 +89,16 @@ def growable(family: Family) -> list[str]:
     return list(names)
 
 
-def read_request(family: Family, request: Mapping[str, Any]) -> dict[str, int]:
+def read_request(family: Family, request: Mapping[str, Any], also: Sequence[str] = ()) -> dict[str, int]:
     """Check a request's keys and values.
+
+    Args:
+        family: the model family.
+        request: values by config field, or by an older name of one.
+        also: fields that may be asked for beside those it grows by.
+
+    Returns:
+        Whole numbers by config field.
 
     Raises:
         RequestError: nothing asked, an unknown key (with the nearest name), or a value that is no whole number.
@@ -97,9 +107,13 @@ def read_request(family: Family, request: Mapping[str, Any]) -> dict[str, int]:
     if not request:
         raise RequestError(f"nothing was asked; {family.name} grows by {', '.join(f'{n}=SIZE' for n in names)}")
     out: dict[str, int] = {}
-    for key, value in request.items():
-        if key not in names:
+    for said, value in request.items():
+        key = alias if (alias := family.aliases.get(said)) in names else said
+        if key not in names and key not in also:
             raise RequestError(_unknown(family, key, names))
+        if key in out:
+            older = next(name for name, meant in family.aliases.items() if meant == key)
+            raise RequestError(f"{key} is asked for twice, for {older} is an older name of it; say it once")
         digits = isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,19}", value) is not None
         if not digits and (not isinstance(value, int) or isinstance(value, bool)):
             raise RequestError(f"{key}={value!s:.40}: a size is a whole number, such as {key}=1024")
@@ -126,22 +140,25 @@ def _unknown(family: Family, key: str, names: list[str]) -> str:
     return f"unknown key {key}: {hint}"
 
 
-def resolve_sizes(family: Family, config: Mapping[str, Any], request: Mapping[str, Any]) -> Sizes:
+def resolve_sizes(
+    family: Family, config: Mapping[str, Any], request: Mapping[str, Any], chosen: int | None = None
+) -> Sizes:
     """The new value of every size.
 
     Args:
         family: the model family.
         config: the source's config with the class's defaults filled in.
         request: new sizes by config field.
+        chosen: how many experts a token takes, where they get a new router; None: it stays.
 
     Raises:
         RequestError: where no such model exists, with the nearest requests that work.
     """
     asked = read_request(family, request)
     try:
-        return _resolve(family, config, asked)
+        return _resolve(family, config, asked, chosen)
     except Refused as refused:
-        granted = (_granted(family, config, {**asked, **repair}) for repair in refused.repairs)
+        granted = (_granted(family, config, {**asked, **repair}, chosen) for repair in refused.repairs)
         changes = [[f"{k}={v}" for k, v in new.items() if asked.get(k) != v] for new in granted if new]
         near = [", ".join(change) for change in changes if len(change) == min(map(len, changes))]
         hint = f"; {' or '.join(near)} works with the rest of the request" if near else ""
@@ -149,20 +166,20 @@ def resolve_sizes(family: Family, config: Mapping[str, Any], request: Mapping[st
 
 
 def _granted(
-    family: Family, config: Mapping[str, Any], asked: Mapping[str, int], depth: int = 3
+    family: Family, config: Mapping[str, Any], asked: Mapping[str, int], chosen: int | None, depth: int = 3
 ) -> Mapping[str, int] | None:
     """The request itself where it is granted, or what becomes of it after at most `depth` repairs."""
     try:
-        _resolve(family, config, asked)
+        _resolve(family, config, asked, chosen)
         return asked
     except Refused as refused:
         tries = ({**asked, **repair} for repair in refused.repairs if depth)
-        return next((found for new in tries if (found := _granted(family, config, new, depth - 1))), None)
+        return next((found for new in tries if (found := _granted(family, config, new, chosen, depth - 1))), None)
     except RequestError:
         return None
 
 
-def _resolve(family: Family, config: Mapping[str, Any], asked: Mapping[str, int]) -> Sizes:
+def _resolve(family: Family, config: Mapping[str, Any], asked: Mapping[str, int], chosen: int | None) -> Sizes:
     old = {axis: size_of(size, config) for axis, size in family.axes.items()}
     _check_source(family, config, old)
     new = dict(old)
@@ -185,7 +202,10 @@ def _resolve(family: Family, config: Mapping[str, Any], asked: Mapping[str, int]
         move_kv_heads(sizing, attention)
     move_ratios(sizing)
     move_times(sizing)
-    move_experts(sizing)
+    if chosen is None:
+        move_experts(sizing)
+    elif family.experts is not None:
+        fields[family.experts.chosen] = chosen
     asked = sizing.asked
     for name, leader in family.follows.items():
         fields[name] = fields[leader]  # written in any case: left out, it may have another field's default
@@ -197,14 +217,14 @@ def _resolve(family: Family, config: Mapping[str, Any], asked: Mapping[str, int]
             continue
         if size.name not in asked and size_of(size, {**config, **fields, size.name: None}) != new[axis]:
             moved.append(f"{size.name} is written as {new[axis]}; config.json left it to follow another field")
-    if new == old:
+    if new == old and chosen is None:
         said = ", ".join(f"{k}={v}" for k, v in asked.items())
         raise RequestError(f"{said} is the source's own size; ask for a larger one")
     _check_copied(family, old, new)
     _check_rules(family, fields)
     for attention in family.attentions:
         _check_rotary(family, attention, config, old, new)
-    return Sizes(old, new, fields, tuple(dict.fromkeys(moved)))
+    return Sizes(old, new, fields, tuple(dict.fromkeys(moved)), chosen)
 
 
 def _most(family: Family, axis: str) -> int:

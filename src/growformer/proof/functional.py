@@ -49,6 +49,7 @@ __all__ = [
     "noise",
     "outputs",
     "outputs64",
+    "redrawn",
     "require",
     "runtime",
     "worst",
@@ -65,12 +66,19 @@ class NoiseFloor:
     Attributes:
         a: the source with its channels permuted (root mean square over the draws).
         b: the source with every tensor that the growth rounds rounded once.
-        floor: sqrt(a^2 + b^2).
+        floor: sqrt(a^2 + b^2 + c^2).
+        c: where a dense source became a mixture of experts, the mixture with what is new drawn anew: several experts'
+            outputs, each rounded, are added up where the source has one.
     """
 
     a: float
     b: float
     floor: float
+    c: float = 0.0
+
+    def with_routing(self, c: float) -> "NoiseFloor":
+        """The same with `c`."""
+        return NoiseFloor(self.a, self.b, combine(combine(self.a, self.b), c), c)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,6 +232,22 @@ def noise(
         a = math.sqrt(sum(draw[name].rms ** 2 for draw in draws) / len(draws))
         floors[name] = NoiseFloor(a, once[name].rms, combine(a, once[name].rms))
     return floors
+
+
+def redrawn(folder: Path, inputs: Inputs, variants: Iterable[Mapping[str, torch.Tensor]]) -> dict[str, float]:
+    """How far the outputs of variants of a checkpoint are from those of the first, in the storage dtype.
+
+    Args:
+        folder: whose config.json the variants have.
+        inputs: the same as for `runtime`.
+        variants: whole checkpoints that should compute the same; consumed one at a time.
+
+    Returns:
+        By output, the root mean square over the variants.
+    """
+    first, *others = (_stored(folder, inputs, variant) for variant in variants)
+    found = [compare_outputs(first, other) for other in others]
+    return {name: math.sqrt(sum(one[name].rms ** 2 for one in found) / len(found)) for name in first}
 
 
 def greedy(folder: Path, prompt: str | list[int], n: int) -> list[int]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from growformer.algebra.family import Family
 from growformer.algebra.pattern import Atom, Dim, NamePattern, TensorPattern
 from growformer.proof.facts import Facts
+from growformer.proof.origin import Origin
 from growformer.proof.places import REACHED, SHUT, Places, Where, atom_places
 
 LayerMap = Mapping[str, Sequence[int | None]]
@@ -100,8 +101,10 @@ def _closing(family: Family, axis: str) -> list[str]:
 class Names:
     """What the target's tensors must be, given the source's under their patterns."""
 
-    def __init__(self, facts: Facts, maps: LayerMap, old: Mapping[str, Placed], prefix: str) -> None:
-        self._facts, self._maps, self._old, self._prefix = facts, maps, old, prefix
+    def __init__(
+        self, facts: Facts, maps: LayerMap, old: Mapping[str, Placed], prefix: str, origin: Origin | None = None
+    ) -> None:
+        self._facts, self._maps, self._old, self._prefix, self._origin = facts, maps, old, prefix, origin
         self._likes = {axis: likes(layers) for axis, layers in maps.items()}
 
     def indices(self, at: NamePattern) -> Iterator[tuple[int, ...]]:
@@ -122,7 +125,23 @@ class Names:
         for old in self._old.values():
             for placed in self._targets(old):
                 out[placed.name] = placed
+        for placed in self._made():
+            out[placed.name] = placed
         return out
+
+    def _made(self) -> Iterator[Placed]:
+        """The tensors of the target's family that no tensor of the source's is: shut where they write the stream."""
+        family = self._facts.family
+        for at, pattern in family.patterns if self._origin is not None else ():
+            if self._origin is None or at.text not in self._origin.becoming.new:
+                continue
+            twin = NamePattern(self._origin.like(at.text))
+            sizes = [range(len(self._maps[axis])) for axis in at.axes]
+            for values in itertools.product(*sizes):
+                index = dict(zip(at.axes, values, strict=True))
+                like = self.disk(twin, {axis: self._likes[axis][i] for axis, i in index.items()})
+                shut = any(atom.stand == "write" and atom.axis in family.streams for atom in pattern.atoms())
+                yield Placed(self.disk(at, index), at, pattern, index, None, like, shut)
 
     def _targets(self, old: Placed) -> Iterator[Placed]:
         """All target tensors that come from a source tensor, or are like it."""
