@@ -63,3 +63,17 @@ def test_everything_that_belongs_to_the_model_came_along(stories: Path, grown: d
     left = {p.name for p in stories.iterdir()} - {p.name for p in grown["float32"].iterdir()}
     assert left == set()
     assert {"growformer.json", "README.md"} <= {p.name for p in grown["float32"].iterdir()}
+
+
+def test_it_becomes_a_mixture_of_experts(stories: Path, tmp_path: Path) -> None:
+    request = ["model_type=mixtral", "num_local_experts=8", "num_experts_per_tok=2"]
+    cli("expand", str(stories), str(tmp_path / "moe"), *request, "--prove", "structure", "--json")
+    proof = cli("verify", str(stories), str(tmp_path / "moe"), "--prompt", "Once upon a time", "--json")
+    claims = {claim["name"]: claim["passed"] for claim in proof["claims"]}
+    names = ("files", "structure", "loads", "algebra", "stored", "runtime", "alive")
+    assert claims == dict.fromkeys(names, True)
+    assert proof["measured"]["structure"] == {"tensors": 157, "identical": 152, "scaled": 0, "rounded": 0, "new": 5}
+    assert proof["measured"]["loads"]["tied"] is True
+    assert proof["measured"]["alive"]["new_entries"] == 1158400 and proof["measured"]["alive"]["dead"] == {}
+    assert proof["measured"]["alive"]["experts_never_chosen"] == {}
+    assert proof["greedy"]["same"] == proof["greedy"]["tokens"] == 200

@@ -37,11 +37,14 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def build(kind: str, seed: int = 0, **changes: Any) -> Any:
-    """A tiny stock model with every parameter random; gains around 1, so that none is at its default."""
+    """A tiny stock model with every parameter random; gains around 1, so that none is at its default.
+
+    A kind that is not in CONFIGS is a model type with Llama's fields.
+    """
     import torch
     import transformers
 
-    model_type, fields = CONFIGS[kind]
+    model_type, fields = CONFIGS.get(kind, (kind, LLAMA))
     config = transformers.AutoConfig.for_model(model_type, **{**fields, **changes})
     model = transformers.AutoModelForCausalLM.from_config(config)
     generator = torch.Generator().manual_seed(seed)

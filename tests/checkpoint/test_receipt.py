@@ -15,6 +15,7 @@ def some_receipt(**changes: Any) -> Receipt:
         "growformer": "0.1.0",
         "versions": {"python": "3.11", "torch": "2.13"},
         "family": "llama",
+        "source_family": "",
         "method": "paper",
         "seed": 3,
         "dtype": None,

@@ -8,7 +8,7 @@ import torch
 
 from growformer.algebra import Attention, Experts, Family, Norm, Rotary, Tied, replace
 from growformer.errors import PatternError, RequestError
-from growformer.planning.build import idle_rows
+from growformer.planning.cover import idle_rows
 from tests.planning.tiny_families import Grown, close, family, grow, plan_of, random_source
 
 CONFIG: dict[str, Any] = {

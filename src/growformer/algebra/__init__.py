@@ -1,5 +1,6 @@
 """Axes, patterns, lifts, fills, and the types a family or a method is declared with; no files, no transformers."""
 
+from growformer.algebra.becoming import Becoming
 from growformer.algebra.facts import Attention, Divides, Experts, Frozen, Lends, Norm, Power, Rotary, Tied
 from growformer.algebra.family import OUTSIDE, Family, PerLayer, replace
 from growformer.algebra.fill import BARRED, Fill
@@ -17,6 +18,7 @@ __all__ = [
     "WILD",
     "Atom",
     "Attention",
+    "Becoming",
     "Dim",
     "Divides",
     "Experts",

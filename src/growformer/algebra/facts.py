@@ -110,12 +110,15 @@ class Experts:
         chosen: the config field of how many experts a token takes.
         groups: config fields that count groups of experts, all and chosen.
         requires: config fields, with values, without which copies of experts would change the function.
+        whole: config fields, with the values under which the weights of a token's experts add up to one, so that
+            equal experts give together what each of them gives; None: never.
     """
 
     axis: str = "experts"
     chosen: str = "num_experts_per_tok"
     groups: tuple[str, ...] = ()
     requires: Mapping[str, object] = field(default_factory=dict)
+    whole: Mapping[str, object] | None = None
 
 
 @dataclass(frozen=True)

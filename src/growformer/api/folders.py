@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from growformer.algebra import Family
+from growformer.api.becoming import case_of
 from growformer.api.planned import family_of, plan
 from growformer.api.streaming import fingerprint, stream, threads_of
 from growformer.checkpoint import (
@@ -33,7 +34,7 @@ from growformer.checkpoint.stock import full_config, stock_tensors
 from growformer.errors import GrowformerError, RequestError, SourceError
 from growformer.planning import Plan
 from growformer.proof.claims import Proof
-from growformer.proof.prove import LEVELS, Case, prove
+from growformer.proof.prove import LEVELS, prove
 
 if TYPE_CHECKING:
     from growformer.proof.certifier import Certifier
@@ -121,10 +122,10 @@ def expand_checkpoint(
             config = dict(made.target_config)
             if storage is not None:
                 config |= {key: dtype for key in ("dtype", "torch_dtype") if key in config or key == "dtype"}
-            family = family_of(made.source_config)
+            family = family_of(made.target_config)
             _require_stock(family, config, specs)
             with new_folder(out, total + (64 << 20), resume=resume) as folder:
-                case = Case(family, made, src, folder, full_config(made.source_config)[0], config)
+                case = case_of(family_of(made.source_config), made, src, folder, made.source_config, config)
                 certifiers: list[Certifier] = []
                 done = 0
 
@@ -238,6 +239,7 @@ def _receipt(
         growformer=_version("growformer"),
         versions={"python": platform.python_version()} | {name: _version(name) for name in packages},
         family=made.family,
+        source_family=made.source_family,
         method=made.method,
         seed=made.seed,
         dtype=dtype,

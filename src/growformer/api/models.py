@@ -21,7 +21,8 @@ def expand(model: transformers.PreTrainedModel, *expansions: Any, **request: Any
         request: see `plan`.
 
     Returns:
-        A new stock model of the same class, in the same dtype, on the same device and in the same mode.
+        A new stock model of the same class, or of that of the family that was asked for, in the same dtype, on the same
+        device and in the same mode.
 
     Raises:
         RequestError: as `plan`.
@@ -30,9 +31,16 @@ def expand(model: transformers.PreTrainedModel, *expansions: Any, **request: Any
     if made.dead:
         raise RequestError(f"{made.dead[0]} (a checkpoint can be grown so with expand_checkpoint(allow_dead=True))")
     state = apply(made, {name: x.detach().cpu() for name, x in on_disk(model).items()})
-    grown, report = type(model).from_pretrained(
+    config, cls = type(model.config).from_dict(dict(made.target_config)), type(model)
+    if made.source_family:
+        from growformer.checkpoint.stock import stock_class
+        from growformer.proof.float64 import stock_config
+
+        config = stock_config(made.target_config)
+        cls = stock_class(config)
+    grown, report = cls.from_pretrained(
         None,
-        config=type(model.config).from_dict(dict(made.target_config)),
+        config=config,
         state_dict=state,
         dtype=model.dtype,
         attn_implementation=model.config._attn_implementation,
@@ -40,6 +48,6 @@ def expand(model: transformers.PreTrainedModel, *expansions: Any, **request: Any
     )
     wrong = [name for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in report[kind]]
     if wrong:
-        raise SourceError(f"the grown tensors do not fit {type(model).__name__}: {', '.join(map(str, wrong[:4]))}")
+        raise SourceError(f"the grown tensors do not fit {cls.__name__}: {', '.join(map(str, wrong[:4]))}")
     grown.growformer_plan = made
     return grown.to(model.device).train(model.training)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from growformer.algebra import Family, Field, Method, Tied
+from growformer.api.becoming import seen
 from growformer.checkpoint import TensorFiles, read_config, require_growable
 from growformer.checkpoint.hub import located
 from growformer.checkpoint.stock import disk_names, fields_read, full_config
@@ -14,6 +15,7 @@ from growformer.errors import RequestError, SourceError
 from growformer.families import FAMILIES
 from growformer.methods import METHODS
 from growformer.planning import Plan, make_plan
+from growformer.planning.becoming import check_there
 from growformer.planning.choices import Choices
 from growformer.planning.expansions import compose
 from growformer.planning.sizes import size_of
@@ -77,7 +79,8 @@ def plan(
         rope: where the pairs of a rotary head go when it gets wider: theta, strided, longrope or proportional (see
             `growformer.planning.choices.ROPES`).
         new_tokens: "open", or "closed": their probability is exactly zero, where the head has a bias to say so.
-        request: new sizes by the names of config.json: `hidden_size=1024`.
+        request: new sizes by the names of config.json: `hidden_size=1024`. With `model_type="mixtral"` those of the
+            mixture of experts that a dense model becomes: `num_local_experts=8, num_experts_per_tok=2`.
 
     Raises:
         RequestError: the request has no exact answer; the message names the nearest that works.
@@ -95,26 +98,29 @@ def plan(
         raw["architectures"] = [type(source).__name__]
         shapes = {name: tuple(x.shape) for name, x in on_disk(source).items()}
     choices = Choices(rope, new_tokens)
-    family = family_of(raw)
-    full, defaults = full_config(raw)
-    asked, placed = dict(request), layers_at
+    source_family = family_of(raw)
+    view = seen(source_family, raw, request, ignore_fields)
+    family, asked, placed = view.family, view.request, layers_at
     if expansions:
         steps = compose(*expansions)
-        asked |= steps.fields(family, {**full, **request})
-        placed = steps.layers_at(int(full[_layers_field(family)])) if layers_at is None else layers_at
+        asked |= steps.fields(family, {**view.full, **asked})
+        placed = steps.layers_at(int(view.full[_layers_field(family)])) if layers_at is None else layers_at
+    if view.origin is not None:
+        check_there(view.origin.becoming, source_family, family, asked)
     made = make_plan(
         family,
         method_named(method),
-        raw,
-        full,
-        defaults,
+        view.raw,
+        view.full,
+        view.defaults,
         shapes,
         asked,
         seed=seed,
         layers_at=placed,
-        read=fields_read(raw),
+        read=fields_read(view.raw),
         ignored=ignore_fields,
         choices=choices,
+        origin=view.origin,
     )
     _require_sizes(family, made)
     if family.tied is not None and family.tied.head in made.dropped:

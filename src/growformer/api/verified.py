@@ -7,15 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from growformer.api.becoming import case_of
 from growformer.api.folders import Progress
 from growformer.api.planned import family_of
 from growformer.checkpoint import Receipt, parse_size, read_config
 from growformer.checkpoint.hub import located
-from growformer.checkpoint.stock import full_config
 from growformer.errors import RequestError, SourceError
 from growformer.planning import Plan
 from growformer.proof.claims import Claim, Proof
-from growformer.proof.prove import LEVELS, Case, prove
+from growformer.proof.prove import LEVELS, prove
 
 if TYPE_CHECKING:
     import transformers
@@ -58,6 +58,7 @@ def verify(
     raw, config = read_config(src), read_config(out)
     receipt = Receipt.read(out)
     made = replace(Plan.from_json(receipt.plan), axes=receipt.axes, layers=receipt.layers, source_config=raw)
+    made = replace(made, family=receipt.family, source_family=receipt.source_family)
     family = family_of(raw)
     changed = [f"{n} in the source" for n in _changed(receipt, src, "source")]
     changed += [f"{n} in the grown folder" for n in _changed(receipt, out, "target")]
@@ -67,7 +68,7 @@ def verify(
         "every hash as in the receipt" if not changed else f"other than in the receipt: {', '.join(changed)}",
         "none changed",
     )
-    case = Case(family, made, src, out, full_config(raw)[0], config)
+    case = case_of(family, made, src, out, raw, config)
     proof = prove(case, level, lambda what: progress(what, 0, 0), memory=room)
     return Proof((files, *proof.claims), proof.measured)
 
@@ -107,5 +108,5 @@ def _verify_models(source: Any, target: Any, level: str, room: int | None, progr
         source.save_pretrained(src)
         target.save_pretrained(out)
         raw = read_config(src)
-        case = Case(family_of(raw), replace(made, source_config=raw), src, out, full_config(raw)[0], read_config(out))
+        case = case_of(family_of(raw), replace(made, source_config=raw), src, out, raw, read_config(out))
         return prove(case, level, lambda what: progress(what, 0, 0), memory=room)

@@ -48,6 +48,8 @@ class Receipt:
     versions: dict[str, str]
     """Versions of what took part: python, torch, transformers, safetensors."""
     family: str
+    source_family: str
+    """The source's family, where `family` is another that it became; else empty."""
     method: str
     seed: int
     dtype: str | None

@@ -9,13 +9,14 @@ from typing import Any
 import typer
 
 from growformer import api
+from growformer.api.becoming import Seen, becoming_of, seen
 from growformer.api.verified import source_of
 from growformer.checkpoint import read_config
 from growformer.checkpoint.folder import size_text, target_errors
 from growformer.checkpoint.hub import located
 from growformer.checkpoint.stock import full_config
 from growformer.cli import show
-from growformer.cli.request import parse, places, require_reached, towards
+from growformer.cli.request import config_at, experts_of, parse, places, require_reached, towards
 from growformer.errors import RequestError, SourceError
 from growformer.methods import METHODS
 from growformer.planning import Plan, TensorPlan
@@ -38,21 +39,40 @@ def _asked(
         planning: what else `plan` is told.
     """
     request: dict[str, Any] = dict(parse(words))
-    raw = read_config(src)
+    raw, ignored = read_config(src), planning.get("ignore_fields", ())
     family = api.family_of(raw)
     if to is None:
-        return dict(read_request(family, request))
-    wanted, follows = towards(full_config(raw)[0], to, growable(family))
+        if becoming_of(family, request) is None:
+            return dict(read_request(family, {name: x for name, x in request.items() if name != "model_type"}))
+        view = seen(family, raw, request, ignored)
+        chosen = {name: x for name, x in _chosen(view).items() if name in request}
+        return {"model_type": request["model_type"], **view.request, **chosen}
+    there = config_at(to)
+    kind = {} if there["model_type"] in family.model_types else {"model_type": there["model_type"]}
+    try:
+        becoming = becoming_of(family, kind)
+    except RequestError as error:
+        raise RequestError(f"{to}: model_type {there['model_type']!r} is not {raw['model_type']!r}; {error}") from None
+    view = seen(family, raw, kind | experts_of(becoming, there), ignored)
+    also = tuple(_chosen(view))
+    wanted, follows = towards(view.full, to, there, (*growable(view.family), *also))
+    wanted |= _chosen(view)
     both = [name for name in request if name in wanted]
     if both:
         raise RequestError(f"{both[0]} is asked for and is in {to} as well; say it once")
     if not wanted and not request:
         raise RequestError(f"{to}: every size is the source's own, so nothing is asked")
-    asked: dict[str, Any] = dict(read_request(family, {**wanted, **request}))
+    asked: dict[str, Any] = {**kind, **read_request(view.family, {**wanted, **request}, also)}
     if follows:
         made = api.plan(src, **planning, **asked)
         require_reached(to, follows, full_config(made.target_config)[0])
     return asked
+
+
+def _chosen(view: Seen) -> dict[str, int]:
+    """How many experts a token takes, where the source becomes a model of a family with experts."""
+    experts = view.family.experts
+    return {experts.chosen: view.origin.chosen} if experts is not None and view.origin is not None else {}
 
 
 def run_plan(
@@ -83,13 +103,12 @@ _FUNCTION = {"exact": "the same (exact in real arithmetic)", "within eps": "the 
 def print_plan(made: Plan) -> None:
     """The plan for people."""
     old, new = made.parameters
-    show.say(f"{made.family}, method {made.method}: {show.number(old)} -> {show.number(new)} parameters")
+    became = f"{made.source_family} -> " if made.source_family else ""
+    show.say(f"{became}{made.family}, method {made.method}: {show.number(old)} -> {show.number(new)} parameters")
     show.table(("tensors", "how many", "shape", "grown", "fidelity", "factor"), _rows(made))
-    rows = [
-        (key, str(made.source_config.get(key, "-")), str(made.target_config[key]))
-        for key in made.target_config
-        if made.source_config.get(key) != made.target_config[key]
-    ]
+    was, becomes = made.source_config, made.target_config
+    keys = [key for key in becomes if was.get(key) != becomes[key]] + [key for key in was if key not in becomes]
+    rows = [(key, str(was.get(key, "-")), str(becomes.get(key, "-"))) for key in keys]
     show.say("")
     show.table(("config.json", "was", "becomes"), rows)
     show.say("")

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from growformer.algebra import Family, Layered, Ratio, Size, Times
+from growformer.algebra import Family, Field, Layered, Ratio, Size, Times
 from growformer.cli import show
 from growformer.errors import RequestError
-from growformer.families import FAMILIES
+from growformer.families import BECOMING, FAMILIES
 from growformer.planning.sizes import growable
 from growformer.report import families as report
 
@@ -63,9 +63,10 @@ def _one(name: str, json: bool) -> None:
     if name not in FAMILIES:
         raise RequestError(f"family {name!r} is unknown; there are {', '.join(FAMILIES)}")
     family = FAMILIES[name]
+    becomes = [target for source, target in BECOMING if source == name]
     if json:
         axes = {axis: _size_text(size) for axis, size in family.axes.items()}
-        show.as_json({"name": family.name, "axes": axes, "tensors": dict(family.tensors)})
+        show.as_json({"name": family.name, "axes": axes, "tensors": dict(family.tensors), "becomes": becomes})
         return
     found = report.load_results()["families"].get(name)
     how = {axis["axis"]: axis for axis in found["axes"]} if found is not None else {}
@@ -76,6 +77,14 @@ def _one(name: str, json: bool) -> None:
     show.table(("axis", "config.json", "recipe", "sizes"), rows)
     rows2 = [(n, p, family.optional.get(n, "")) for n, p in family.tensors.items()]
     show.table(("tensor", "pattern", "where config.json says"), rows2, title=f"{family.name}: tensors")
+    for target in becomes:
+        experts, count = FAMILIES[target].experts, FAMILIES[target].axes["experts"]
+        chosen = experts.chosen if experts is not None else ""
+        show.say(f"\nBecomes a mixture of experts: model_type={target} {_size_name(count)}=8 {chosen}=2")
+
+
+def _size_name(size: Size) -> str:
+    return size.name if isinstance(size, Field) else ""
 
 
 def _size_text(size: Size) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from growformer.algebra import Becoming, Field
 from growformer.errors import RequestError
 
 # What says nothing of the function: never a reason to refuse a --to config.
@@ -46,12 +47,36 @@ def places(text: str | None) -> list[int] | None:
         raise RequestError(f"--layers-at {text}: the places of the new layers are numbers, such as 1,3,5") from None
 
 
-def towards(source: Mapping[str, Any], config: Path, sizes: Sequence[str]) -> tuple[dict[str, int], dict[str, Any]]:
+def config_at(config: Path) -> dict[str, Any]:
+    """A config.json, or that of a folder, with its class's defaults filled in."""
+    from growformer.checkpoint import read_config
+    from growformer.checkpoint.folder import read_json
+    from growformer.checkpoint.stock import full_config
+
+    return full_config(read_config(config) if config.is_dir() else read_json(config), config)[0]
+
+
+def experts_of(becoming: Becoming | None, target: Mapping[str, Any]) -> dict[str, Any]:
+    """What the config of a model with experts says of them, as a request to become one."""
+    from growformer.families import FAMILIES
+
+    family = None if becoming is None else FAMILIES[becoming.target]
+    if family is None or family.experts is None:
+        return {}
+    size = family.axes[family.experts.axis]
+    names = [size.name if isinstance(size, Field) else "", family.experts.chosen, *(family.experts.whole or ())]
+    return {name: target[name] for name in names if name in target}
+
+
+def towards(
+    source: Mapping[str, Any], config: Path, target: Mapping[str, Any], sizes: Sequence[str]
+) -> tuple[dict[str, int], dict[str, Any]]:
     """The request that takes a source config to the sizes of another config.json.
 
     Args:
         source: the source's config, the class's defaults filled in.
-        config: a config.json, or a folder with one.
+        config: where the other is, for messages.
+        target: the other, from `config_at`.
         sizes: the fields that are sizes.
 
     Returns:
@@ -60,14 +85,6 @@ def towards(source: Mapping[str, Any], config: Path, sizes: Sequence[str]) -> tu
     Raises:
         RequestError: a field that differs and that growth cannot change, by name.
     """
-    from growformer.checkpoint import read_config
-    from growformer.checkpoint.folder import read_json
-    from growformer.checkpoint.stock import full_config
-
-    raw = read_config(config) if config.is_dir() else read_json(config)
-    target = full_config(raw, config)[0]
-    if target.get("model_type") != source.get("model_type"):
-        raise RequestError(f"{config}: model_type {target.get('model_type')!r} is not {source.get('model_type')!r}")
     differ = {k: v for k, v in target.items() if k in source and source[k] != v and k not in _SILENT}
     for name, value in differ.items():
         if name not in sizes and name not in _FOLLOWS:

@@ -9,7 +9,7 @@ from typing import Any
 from growformer.algebra import WILD, Family, Field, Frozen, Times
 from growformer.drafts.probe import Probe
 from growformer.errors import GrowformerError
-from growformer.planning.build import stored_dims
+from growformer.planning.cover import stored_dims
 from growformer.planning.sizes import size_of
 
 JOINT = "+"

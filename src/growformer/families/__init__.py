@@ -1,4 +1,4 @@
-"""Model families, one literal each."""
+"""Model families, one literal each, and which becomes which."""
 
 from growformer.algebra import Family
 from growformer.families.bart import BART
@@ -52,6 +52,7 @@ from growformer.families.stablelm import STABLELM
 from growformer.families.starcoder2 import STARCODER2
 from growformer.families.t5 import T5
 from growformer.families.umt5 import UMT5
+from growformer.families.upcycling import BECOMING
 from growformer.families.vit import VIT
 from growformer.families.whisper import WHISPER
 
@@ -114,4 +115,4 @@ _ALL = (
 FAMILIES: dict[str, Family] = {family.name: family for family in _ALL}
 """Every family by name."""
 
-__all__ = ["FAMILIES"]
+__all__ = ["BECOMING", "FAMILIES"]

@@ -49,7 +49,7 @@ MIXTRAL = Family(
         "final": Norm("hidden", "rms", eps="rms_norm_eps"),
     },
     attention=Attention(kv_heads="kv_heads", rotary=Rotary()),
-    experts=Experts(),
+    experts=Experts(whole={}),
     tied=Tied("lm_head.weight", "model.embed_tokens.weight", norm="final"),
     prefix="model.",
     drop=("model.layers.{layer}.self_attn.rotary_emb.inv_freq",),

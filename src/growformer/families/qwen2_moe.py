@@ -38,7 +38,7 @@ QWEN2_MOE = replace(
         "qa_outputs.weight": "_ <- hidden",
         "qa_outputs.bias": "-> _",
     },
-    experts=Experts(),
+    experts=Experts(whole={"norm_topk_prob": True}),
     optional={
         "model.layers.{layer}.self_attn.q_proj.bias": "qkv_bias",
         "model.layers.{layer}.self_attn.k_proj.bias": "qkv_bias",

@@ -29,7 +29,7 @@ QWEN3_MOE = replace(
         "score.weight": "_ <- hidden",
         "score.bias": "-> _",
     },
-    experts=Experts(),
+    experts=Experts(whole={"norm_topk_prob": True}),
     uneven=(
         "model.layers.{layer}.mlp.gate_proj.weight",
         "model.layers.{layer}.mlp.up_proj.weight",

@@ -30,6 +30,7 @@ class AxisGrowth:
             whatever else they hold.
         kept: for an index axis of layers that end in a norm on the stream, the gain of the norms that give their own
             gain and shift away to a new layer (see `planning.migrate`); None elsewhere.
+        whole: its copies are all read, each by all that read the old channel, for what weighs them adds up to one.
     """
 
     axis: str
@@ -42,6 +43,7 @@ class AxisGrowth:
     heard: bool = False
     barred: bool = False
     kept: Factor | None = None
+    whole: bool = False
 
     @property
     def old(self) -> int:

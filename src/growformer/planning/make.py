@@ -7,9 +7,11 @@ from typing import Any
 
 from growformer.algebra import ONE, Family, Method
 from growformer.errors import RequestError
-from growformer.planning.build import Covered, Shapes, cover, tensor_plans
+from growformer.planning.becoming import Origin
+from growformer.planning.build import tensor_plans
 from growformer.planning.choices import Choices
 from growformer.planning.config import check_fields, target_config
+from growformer.planning.cover import Covered, Shapes, cover
 from growformer.planning.growth import Growth
 from growformer.planning.migrate import chain, within_eps
 from growformer.planning.plan import Plan
@@ -33,13 +35,14 @@ def make_plan(
     read: Collection[str] = (),
     ignored: Collection[str] = (),
     choices: Choices | None = None,
+    origin: Origin | None = None,
 ) -> Plan:
     """The plan of a growth, from shapes alone.
 
     Args:
-        family: the model family.
+        family: the model family; the target's, where that is another.
         method: the way of growing.
-        raw: the source's config.json.
+        raw: the source's config.json; where its family is another, as `seen_config` has it.
         full: the same with the config class's defaults filled in.
         defaults: the config class's own defaults.
         shapes: the shape of every source tensor by its name on disk. A head that stands there although the config
@@ -51,6 +54,7 @@ def make_plan(
         read: names of config fields that the modelling code reads.
         ignored: config fields that no fact covers and that the user takes upon himself.
         choices: the recipes of the request; None: the defaults.
+        origin: what the source is, where it is of another family.
 
     Raises:
         RequestError: where the request has no exact answer; the message names the nearest that works.
@@ -58,13 +62,14 @@ def make_plan(
     """
     choices = choices or Choices()
     seen = check_fields(family, full, defaults, read, ignored)
-    sizes = resolve_sizes(family, full, request, choices)
+    becoming, chosen = (None, None) if origin is None else (origin.becoming, origin.chosen)
+    sizes = resolve_sizes(family, full, request, choices, chosen)
     check_served(family, full, sizes)
     tied, headed = ties(family, full, shapes), family.headed(full)
     places = _placed(family, sizes, layers_at)
     growth = resolve_growth(family, sizes, method, tied=tied, headed=headed, layers_at=places, choices=choices)
     config, notes = target_config(family, raw, full, growth, sizes, choices.rope)
-    covered = cover(family, growth, shapes, full)
+    covered = cover(family, growth, shapes, full, becoming)
     _check_absorbed(family, growth, covered)
     _check_barred(family, growth, covered)
     if family.tied is not None and family.tied.head in covered.dropped:
@@ -74,21 +79,29 @@ def make_plan(
         family=family.name,
         method=method.name,
         seed=seed,
-        request=dict(request)
+        request=_asked(family, request, origin)
         | ({} if layers_at is None else {"layers_at": _plain(layers_at)})
         | ({"ignore_fields": sorted(ignored)} if ignored else {})
         | choices.to_json(),
-        moved=sizes.moved,
-        source_config=dict(raw),
+        moved=(*sizes.moved, *(origin.moved if origin is not None else ())),
+        source_config=dict(raw if origin is None else origin.raw),
         target_config=config,
-        tensors=tuple(tensor_plans(family, growth, covered, shapes)),
+        tensors=tuple(tensor_plans(family, growth, covered, shapes, becoming, full)),
         dropped=covered.dropped,
         axes=axes_json(growth),
         layers=layers,
         dead=tuple(axis.dead for axis in growth if axis.dead),
-        notes=tuple(dict.fromkeys([*seen, *notes])),
+        notes=tuple(dict.fromkeys([*seen, *notes, *(origin.notes if origin is not None else ())])),
         within_eps=within_eps(family, growth, full),
+        source_family="" if becoming is None else becoming.source,
     )
+
+
+def _asked(family: Family, request: Mapping[str, Any], origin: Origin | None) -> dict[str, Any]:
+    """The request as it is kept."""
+    if origin is None or family.experts is None:
+        return dict(request)
+    return {"model_type": family.model_types[0], **request, family.experts.chosen: origin.chosen}
 
 
 def _check_absorbed(family: Family, growth: Growth, covered: Covered) -> None:

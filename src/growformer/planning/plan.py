@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -150,7 +151,8 @@ class Plan:
     """What a growth does.
 
     Attributes:
-        family, method: names.
+        family, method: names; the family is the target's.
+        source_family: the source's, where it is another.
         seed: of the draws.
         request: what was asked, in the words of config.json.
         moved: in words, what else changes because it must.
@@ -179,6 +181,7 @@ class Plan:
     dead: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     within_eps: tuple[str, ...] = ()
+    source_family: str = ""
 
     @cached_property
     def by_name(self) -> dict[str, TensorPlan]:
@@ -200,13 +203,8 @@ class Plan:
     @property
     def parameters(self) -> tuple[int, int]:
         """Entries of the source and of the target."""
-        old = 0
-        for tensor in self.tensors:
-            size = 1
-            for n in tensor.source_shape:
-                size *= n
-            old += size if tensor.source is not None else 0
-        return old, sum(tensor.entries for tensor in self.tensors)
+        shapes = {t.source: t.source_shape for t in self.tensors if t.source is not None}  # copies have one source
+        return sum(map(math.prod, shapes.values())), sum(tensor.entries for tensor in self.tensors)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; lifts are written once and named by number."""
@@ -233,6 +231,7 @@ class Plan:
             "notes": list(self.notes),
             "function": self.function,
             "within_eps": list(self.within_eps),
+            **({"source_family": self.source_family} if self.source_family else {}),
         }
 
     @classmethod
@@ -264,6 +263,7 @@ class Plan:
             dead=tuple(data["dead"]),
             notes=tuple(data["notes"]),
             within_eps=tuple(data["within_eps"]),
+            source_family=data.get("source_family", ""),
         )
 
     def dumps(self) -> str:

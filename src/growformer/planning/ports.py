@@ -50,6 +50,8 @@ def _read(family: Family, axis: AxisGrowth, role: str | None) -> Lift:
         # Experts are weighed by their router, which a copy shares: each copy's weights count for 1/m only.
         routed = family.experts is not None and axis.axis == family.experts.axis
         return axis.lift.shared(Factor.of(axis.new, axis.old) if routed else ONE)
+    if axis.whole:
+        return axis.lift
     named = family.norms.get(role or "")  # a reader may say which of several norms it follows
     norm = None if role == RAW else named if named and named.axis == axis.axis else family.norm_over(axis.axis)
     if norm is None:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from growformer.algebra import Family, Lift, Method
 from growformer.errors import RequestError
 from growformer.planning.apply import apply
-from growformer.planning.build import Shapes, cover, tensor_plans
+from growformer.planning.build import tensor_plans
+from growformer.planning.cover import Shapes, cover
 from growformer.planning.expansions import (
     AttentionExpansion,
     Expansion,

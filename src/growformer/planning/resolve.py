@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 
-from growformer.algebra import BARRED, ONE, OUTSIDE, Attention, Factor, Family, Lift, Method, Run
+from growformer.algebra import BARRED, ONE, OUTSIDE, Attention, Experts, Factor, Family, Lift, Method, Run
 from growformer.errors import RequestError
 from growformer.planning.choices import Choices
 from growformer.planning.growth import AxisGrowth, Growth
@@ -242,10 +242,11 @@ def resolve_growth(
 
 
 def expert_growth(family: Family, axis: str, sizes: Sizes) -> AxisGrowth:
-    """Copies of all experts, as many more chosen; or new ones that a bias keeps from being chosen."""
+    """Copies of all experts, as many more chosen or under a new router; or new ones that a bias keeps out."""
     was, now = sizes.old[axis], sizes.new[axis]
     if was == now or not sizes.blocks:
-        return AxisGrowth(axis, Lift.copies(was, now // was), "readers", heard=was != now)
+        assert family.experts is not None
+        return _copied_experts(family.experts, was, now, sizes.chosen)
     old, new = was // sizes.blocks, now // sizes.blocks
     places = [expert // old * new + expert % old for expert in range(was)]
     dead = (
@@ -254,6 +255,18 @@ def expert_growth(family: Family, axis: str, sizes: Sizes) -> AxisGrowth:
         + ("" if now % was == 0 else f"; {up(now, was)} are copies, and alive")
     )
     return AxisGrowth(axis, Lift.place(was, places, now), "readers", dead=dead, barred=True)
+
+
+def _copied_experts(experts: Experts, was: int, now: int, chosen: int | None) -> AxisGrowth:
+    """Copies of all experts: each read by a share under the router's own copies, or whole under a new router."""
+    dead = ""
+    if chosen == 1:
+        dead = (
+            f"{experts.chosen}=1: weights that add up to one are 1 where there is one of them, whatever the router "
+            f"says, so that no gradient ever reaches it; {experts.chosen}=2 is alive"
+        )
+    copies = Lift.copies(was, now // was)
+    return AxisGrowth(experts.axis, copies, heard=was != now and chosen is None, whole=chosen is not None, dead=dead)
 
 
 def _outside(family: Family, axis: str, old: int, new: int, choices: Choices) -> AxisGrowth:

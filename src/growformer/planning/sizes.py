@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,7 @@ class Sizes:
         fields: config fields to write, with their new values.
         moved: in words, what changes though nobody asked.
         blocks: see `Sizing`.
+        chosen: how many experts a token takes, where they stand under a new router; None: the router stays.
     """
 
     old: Mapping[str, int]
@@ -51,6 +52,7 @@ class Sizes:
     fields: Mapping[str, int]
     moved: tuple[str, ...]
     blocks: int = 0
+    chosen: int | None = None
 
 
 def size_of(size: Size, config: Mapping[str, Any]) -> int:
@@ -90,8 +92,16 @@ def growable(family: Family) -> list[str]:
     return list(names)
 
 
-def read_request(family: Family, request: Mapping[str, Any]) -> dict[str, int]:
+def read_request(family: Family, request: Mapping[str, Any], also: Sequence[str] = ()) -> dict[str, int]:
     """Check a request's keys and values.
+
+    Args:
+        family: the model family.
+        request: values by config field, or by an older name of one.
+        also: fields that may be asked for beside those it grows by.
+
+    Returns:
+        Whole numbers by config field.
 
     Raises:
         RequestError: nothing asked, an unknown key (with the nearest name), or a value that is no whole number.
@@ -100,9 +110,13 @@ def read_request(family: Family, request: Mapping[str, Any]) -> dict[str, int]:
     if not request:
         raise RequestError(f"nothing was asked; {family.name} grows by {', '.join(f'{n}=SIZE' for n in names)}")
     out: dict[str, int] = {}
-    for key, value in request.items():
-        if key not in names:
+    for said, value in request.items():
+        key = alias if (alias := family.aliases.get(said)) in names else said
+        if key not in names and key not in also:
             raise RequestError(_unknown(family, key, names))
+        if key in out:
+            older = next(name for name, meant in family.aliases.items() if meant == key)
+            raise RequestError(f"{key} is asked for twice, for {older} is an older name of it; say it once")
         digits = isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,19}", value) is not None
         if not digits and (not isinstance(value, int) or isinstance(value, bool)):
             raise RequestError(f"{key}={value!s:.40}: a size is a whole number, such as {key}=1024")
@@ -130,7 +144,11 @@ def _unknown(family: Family, key: str, names: list[str]) -> str:
 
 
 def resolve_sizes(
-    family: Family, config: Mapping[str, Any], request: Mapping[str, Any], choices: Choices | None = None
+    family: Family,
+    config: Mapping[str, Any],
+    request: Mapping[str, Any],
+    choices: Choices | None = None,
+    chosen: int | None = None,
 ) -> Sizes:
     """The new value of every size.
 
@@ -139,15 +157,16 @@ def resolve_sizes(
         config: the source's config with the class's defaults filled in.
         request: new sizes by config field.
         choices: the recipes of the request.
+        chosen: how many experts a token takes, where they get a new router; None: it stays.
 
     Raises:
         RequestError: where no such model exists, with the nearest requests that work.
     """
     asked, choices = read_request(family, request), choices or Choices()
     try:
-        return _resolve(family, config, asked, choices)
+        return _resolve(family, config, asked, choices, chosen)
     except Refused as refused:
-        granted = (_granted(family, config, {**asked, **repair}, choices) for repair in refused.repairs)
+        granted = (_granted(family, config, {**asked, **repair}, choices, chosen) for repair in refused.repairs)
         changes = [[f"{k}={v}" for k, v in new.items() if asked.get(k) != v] for new in granted if new]
         near = [", ".join(change) for change in changes if len(change) == min(map(len, changes))]
         hint = f"; {' or '.join(near)} works with the rest of the request" if near else ""
@@ -155,20 +174,28 @@ def resolve_sizes(
 
 
 def _granted(
-    family: Family, config: Mapping[str, Any], asked: Mapping[str, int], choices: Choices, depth: int = 3
+    family: Family,
+    config: Mapping[str, Any],
+    asked: Mapping[str, int],
+    choices: Choices,
+    chosen: int | None,
+    depth: int = 3,
 ) -> Mapping[str, int] | None:
     """The request itself where it is granted, or what becomes of it after at most `depth` repairs."""
     try:
-        _resolve(family, config, asked, choices)
+        _resolve(family, config, asked, choices, chosen)
         return asked
     except Refused as refused:
-        tries = ({**asked, **repair} for repair in refused.repairs if depth)
-        return next((found for new in tries if (found := _granted(family, config, new, choices, depth - 1))), None)
+        tries = [{**asked, **repair} for repair in refused.repairs if depth]
+        found = (_granted(family, config, new, choices, chosen, depth - 1) for new in tries)
+        return next((each for each in found if each), None)
     except RequestError:
         return None
 
 
-def _resolve(family: Family, config: Mapping[str, Any], asked: Mapping[str, int], choices: Choices) -> Sizes:
+def _resolve(
+    family: Family, config: Mapping[str, Any], asked: Mapping[str, int], choices: Choices, chosen: int | None
+) -> Sizes:
     old = {axis: size_of(size, config) for axis, size in family.axes.items()}
     _check_source(family, config, old)
     new = dict(old)
@@ -191,7 +218,10 @@ def _resolve(family: Family, config: Mapping[str, Any], asked: Mapping[str, int]
         move_kv_heads(sizing, attention)
     move_ratios(sizing)
     move_times(sizing)
-    move_experts(sizing)
+    if chosen is None:
+        move_experts(sizing)
+    elif family.experts is not None:
+        fields[family.experts.chosen] = chosen
     asked = sizing.asked
     for name, leader in family.follows.items():
         fields[name] = fields[leader]  # written in any case: left out, it may have another field's default
@@ -203,7 +233,7 @@ def _resolve(family: Family, config: Mapping[str, Any], asked: Mapping[str, int]
             continue
         if size.name not in asked and size_of(size, {**config, **fields, size.name: None}) != new[axis]:
             moved.append(f"{size.name} is written as {new[axis]}; config.json left it to follow another field")
-    if new == old:
+    if new == old and chosen is None:
         said = ", ".join(f"{k}={v}" for k, v in asked.items())
         raise RequestError(f"{said} is the source's own size; ask for a larger one")
     _check_copied(family, old, new)
@@ -214,7 +244,7 @@ def _resolve(family: Family, config: Mapping[str, Any], asked: Mapping[str, int]
         _check_turned(family, old, new, choices.rope)
     if choices.new_tokens == "closed":
         _check_closed(family, old, new)
-    return Sizes(old, new, fields, tuple(dict.fromkeys(moved)), sizing.blocks)
+    return Sizes(old, new, fields, tuple(dict.fromkeys(moved)), sizing.blocks, chosen)
 
 
 def _most(family: Family, axis: str) -> int:

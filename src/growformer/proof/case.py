@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from growformer.algebra import Family, TensorPattern
 from growformer.checkpoint import TensorFiles
 from growformer.planning import Plan
+from growformer.proof.origin import Origin
 
 if TYPE_CHECKING:
     from growformer.proof.certificate import FileTensors
@@ -24,11 +25,13 @@ class Case:
     """One growth to prove.
 
     Attributes:
-        family: the model family.
+        family: the model family; the target's, where the source is of another.
         plan: as made, or as the receipt holds it.
         source, target: the two folders.
         source_full: the source's config with the class's defaults filled in.
         target_config: what the target's config.json holds.
+        origin: how the source became one of the target's family, where its own is another.
+        dense: the source's family there.
     """
 
     family: Family
@@ -37,6 +40,13 @@ class Case:
     target: Path
     source_full: Mapping[str, Any]
     target_config: Mapping[str, Any]
+    origin: Origin | None = None
+    dense: Family | None = None
+
+    @property
+    def source_family(self) -> Family:
+        """The family that the source's own names and config belong to."""
+        return self.dense or self.family
 
     @cached_property
     def grown(self) -> Family:
@@ -70,6 +80,7 @@ class Case:
             "source_config": self.plan.source_config,
             "target_config": self.target_config,
             "source_full": self.source_full,
+            "origin": self.origin,
         }
 
     def pattern(self, name: str) -> TensorPattern:

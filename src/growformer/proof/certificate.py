@@ -11,9 +11,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from growformer.algebra.factor import ONE, Factor
@@ -27,61 +26,12 @@ from growformer.proof.facts import Facts
 from growformer.proof.fields import check_fields, check_sizes
 from growformer.proof.handing import LayerMap, kept_gains
 from growformer.proof.layers import Names, Placed, check_layers, layer_maps
+from growformer.proof.origin import Origin
 from growformer.proof.places import Places, Where, atom_places, dim_places
+from growformer.proof.reading import DictTensors, FileTensors
 from growformer.proof.spans import Spans
 
-if TYPE_CHECKING:
-    from growformer.checkpoint import TensorFiles
-
 __all__ = ["Certificate", "DictTensors", "FileTensors", "LayerMap", "Placed", "Sides", "Tensors", "certify"]
-
-
-class DictTensors:
-    """Tensors in memory, as `certify` reads them."""
-
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self._tensors = tensors
-
-    @property
-    def names(self) -> list[str]:
-        return list(self._tensors)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._tensors[name].shape)
-
-    def dtype(self, name: str) -> torch.dtype:
-        return self._tensors[name].dtype
-
-    def read(self, name: str, rows: slice | None = None) -> Tensor:
-        tensor = self._tensors[name].detach()
-        return tensor if rows is None else tensor[rows]
-
-
-class FileTensors:
-    """The safetensors files of a folder, as `certify` reads them."""
-
-    def __init__(self, files: TensorFiles) -> None:
-        from growformer.checkpoint import RowReader
-
-        self._files, self._rows = files, RowReader(files)
-
-    @property
-    def names(self) -> list[str]:
-        return self._files.names
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._files[name].shape)
-
-    def dtype(self, name: str) -> torch.dtype:
-        # An empty read has the dtype, and the files' reader alone knows how the format names dtypes.
-        return self._files.read(name, slice(0, 0) if self._files[name].shape else None).dtype
-
-    def read(self, name: str, rows: slice | None = None) -> Tensor:
-        return self._files.read(name, rows)
-
-    def view(self, name: str, rows: slice) -> Tensor:
-        """Rows in memory that the thread's next view overwrites."""
-        return self._rows.read(name, rows)
 
 
 @dataclass
@@ -126,11 +76,15 @@ class Sides:
         source_config: Mapping[str, Any],
         target_config: Mapping[str, Any],
         source_full: Mapping[str, Any] | None,
+        origin: Origin | None = None,
     ) -> None:
-        full = {**source_config, **(source_full or {})}
-        self.family = family = family.of(full)
-        self.source, self.target, self.target_config = source, target, target_config
+        full: Mapping[str, Any] = {**source_config, **(source_full or {})}
         self.failures: list[str] = []
+        if origin is not None:
+            source_config, full, self.failures = origin.seen(family, source_config, full, target_config)
+            target_config = origin.filled(target_config)
+        self.family = family = family.of(full)
+        self.source, self.target, self.origin = source, target, origin
         self._places: dict[tuple[str, tuple[int, ...], bool, Factor], tuple[list[Places], Spans | None]] = {}
         self._lock = threading.Lock()
         bare = bool(family.prefix) and not any(name.startswith(family.prefix) for name in source.names)
@@ -157,8 +111,8 @@ class Sides:
         sizes |= {axis: (len(at) - list(at).count(None), len(at)) for axis, at in self.layers.items()}
         self.failures += check_sizes(family, sizes, source_config, target_config, full)
         lifted = {axis: Axis.of_layers(axis, at) for axis, at in self.layers.items()}
-        self.facts = Facts(family, told, self.tied, lifted)
-        self.names = Names(self.facts, self.layers, kept, self.old, self.prefix)
+        self.facts = Facts(family, told, self.tied, lifted, routed=origin is not None)
+        self.names = Names(self.facts, self.layers, kept, self.old, self.prefix, origin)
         self.failures += check_fields(self.facts, self.layers, source_config, target_config, full)
         self.failures += dict.fromkeys(self.facts.problems)  # several norms may say the same
 
@@ -170,7 +124,7 @@ class Sides:
             if name == self.spare or self.family.drops(full):
                 continue
             try:
-                at, pattern, index = self.family.find(full)
+                at, pattern, index = self.family.find(self.origin.becoming.renamed(full) if self.origin else full)
             except PatternError as error:
                 self.failures.append(f"source: {error}")
                 continue
@@ -189,7 +143,7 @@ class Sides:
     def check_names(self) -> dict[str, Placed]:
         """What is missing or too much on either side; returns the target tensors that can be looked at."""
         self.check_head()
-        tied = self.family.tied
+        tied, origin = self.family.tied, self.origin
         for at, _ in self.family.patterns:
             found = {tuple(old.index.values()) for old in self.old.values() if old.at.text == at.text}
             wanted = set(self.names.indices(at))
@@ -197,7 +151,7 @@ class Sides:
             if tied is not None and at.text == tied.head:
                 may_lack = may_lack or self.tied or self.headless
             lacking, extra = sorted(wanted - found), sorted(found - wanted)
-            if at.text in self.family.uneven or (may_lack and not found):
+            if (origin.may_lack(at) if origin else at.text in self.family.uneven) or (may_lack and not found):
                 lacking = []
             if lacking or extra:
                 name = at.format(dict(zip(at.axes, (lacking or extra)[0], strict=True)))
@@ -378,6 +332,7 @@ def certify(
     target_config: Mapping[str, Any],
     *,
     source_full: Mapping[str, Any] | None = None,
+    origin: Origin | None = None,
     threads: int | None = None,
 ) -> Certificate:
     """Check that the target computes the source's function (the equations of arXiv 2308.06103, sections 3.1 to 3.6).
@@ -386,12 +341,13 @@ def certify(
     where rows are means.
 
     Args:
-        family: the family of both models.
+        family: the family of both models, or the target's where the source is of another.
         axes: what the receipt says of each axis: old and new size, lift (runs), scale (a square), closed side.
         layers: by layer axis, for each target layer its source layer, or None where it is new (of one axis, its list).
         source, target: the tensors of the two folders, of shapes by the family's patterns.
         source_config, target_config: the two config.json.
         source_full: the source's config with defaults filled in by its class.
+        origin: how a source of another family became one of this.
         threads: how many tensors are looked at at once; None: one for each core.
 
     Returns:
@@ -400,4 +356,4 @@ def certify(
     from growformer.proof.certifier import Certifier
 
     told = (family, axes, layers, source, target, source_config, target_config)
-    return Certifier(*told, source_full=source_full).result(threads)
+    return Certifier(*told, source_full=source_full, origin=origin).result(threads)

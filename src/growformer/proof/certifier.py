@@ -16,6 +16,7 @@ from growformer.algebra.pattern import ODDS
 from growformer.proof.barred import check_bias, lacking
 from growformer.proof.certificate import Certificate, LayerMap, Placed, Sides
 from growformer.proof.equations import Found, Tensors
+from growformer.proof.origin import Origin
 
 
 @contextmanager
@@ -48,8 +49,10 @@ class Certifier:
         target_config: Mapping[str, Any],
         *,
         source_full: Mapping[str, Any] | None = None,
+        origin: Origin | None = None,
     ) -> None:
-        self._case = Sides(family, axes, layers, source, target, source_config, target_config, source_full)
+        told = (family, axes, layers, source, target, source_config, target_config)
+        self._case = Sides(*told, source_full, origin)
         self._stated = str(target_config.get("dtype") or target_config.get("torch_dtype")).removeprefix("torch.")
         self._found: dict[str, tuple[Found, torch.dtype, torch.dtype]] = {}
         self._tensors: dict[str, Placed] = {}

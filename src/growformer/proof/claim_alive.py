@@ -9,7 +9,7 @@ from growformer.algebra import OUTSIDE, WILD, Atom, Dim, NamePattern, TensorPatt
 from growformer.checkpoint import TensorFiles
 from growformer.checkpoint.stock import full_config
 from growformer.planning import Plan
-from growformer.planning.build import idle_rows, stored_dims
+from growformer.planning.cover import idle_rows, stored_dims
 from growformer.planning.rotary import turned_channels
 from growformer.planning.sizes import size_of
 from growformer.proof.case import Case

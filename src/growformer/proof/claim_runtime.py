@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from growformer.proof.functional import NoiseFloor
     from growformer.proof.inputs import Inputs
     from growformer.proof.outputs import Outputs
+
+
+ROUTERS = 4
+"""Times that what is new is drawn anew for the floor of a mixture of experts."""
 
 
 def _read_all(folder: Path) -> dict[str, torch.Tensor]:
@@ -47,6 +51,7 @@ def noise_floor(case: Case, inputs: Inputs, measured: dict[str, Any]) -> dict[st
     layout, groups = movable(case, source, inputs)
     measured["permuted"] = [axis for group in groups for axis in group]
     draws = orders(layout, groups)
+    routing = routed(case, source, inputs) if case.origin is not None else {}
 
     def restore(base: Outputs, found: Outputs, draw: int) -> Outputs:
         return in_order(base, found, draws[draw])
@@ -54,8 +59,31 @@ def noise_floor(case: Case, inputs: Inputs, measured: dict[str, Any]) -> dict[st
     effect = EpsEffect(case.passings, case.family.prefix) if case.passings else None
     variants = permuted(layout, source, draws)
     floors = noise(case.source, inputs, variants, rounded, restore, None if effect is None else effect.attach)
+    floors = {name: floor.with_routing(c) for name, floor in floors.items() for c in [routing.get(name, 0.0)]}
     measured["floor"] = {name: asdict(floor) for name, floor in floors.items()}
     return floors
+
+
+def routed(case: Case, source: Mapping[str, torch.Tensor], inputs: Inputs) -> dict[str, float]:
+    """What the storage dtype does to a mixture of experts when its router is drawn anew, by output.
+
+    Made from the source by the plan, and tried in float64: variants that were another function would make the floor so
+    high that every growth passed. None are left then.
+    """
+    from growformer.proof.float64 import build64_from
+    from growformer.proof.functional import compare_outputs, outputs64, redrawn, worst
+    from growformer.proof.inputs import as_batches
+    from growformer.proof.outputs import grown_axes
+
+    dtypes = {x.dtype for x in _read_all(case.target).values()}
+    dtype = dtypes.pop() if len(dtypes) == 1 else None
+    plans = [replace(case.plan, seed=case.plan.seed + i) for i in range(ROUTERS + 1)]
+    wide = apply(plans[1], {name: x.double() for name, x in source.items()})
+    found = outputs64(lambda: build64_from(case.target_config, wide), as_batches(inputs)[:1])
+    same = worst(compare_outputs(_plain64(case, source, inputs), found, grown_axes(case.plan.axes)))
+    if not same.relative <= BAR:
+        return {}
+    return redrawn(case.target, inputs, (apply(plan, source, dtype) for plan in plans))
 
 
 def movable(case: Case, source: Mapping[str, torch.Tensor], inputs: Inputs) -> tuple[Layout, list[tuple[str, ...]]]:
@@ -72,15 +100,16 @@ def movable(case: Case, source: Mapping[str, torch.Tensor], inputs: Inputs) -> t
     """
     from growformer.proof.floor import Layout
 
-    layout = Layout(case.family, case.source_full, {name: tuple(x.shape) for name, x in source.items()}, case.prefix)
+    shapes = {name: tuple(x.shape) for name, x in source.items()}
+    layout = Layout(case.source_family, case.source_full, shapes, case.prefix)
     groups = layout.groups()
     base = _plain64(case, source, inputs)
     if not _same(case, layout, groups, source, base, inputs):
         groups = [group for group in groups if _same(case, layout, [group], source, base, inputs)]
     if not groups:
         raise UncheckedError(
-            f"family {case.family.name}: no axis of {case.source} can be permuted without changing what it computes, "
-            "so there is no noise floor to judge rounding by; the family's patterns do not fit the checkpoint"
+            f"family {case.source_family.name}: no axis of {case.source} can be permuted without changing what it "
+            "computes, so there is no noise floor to judge rounding by; the family's patterns do not fit the checkpoint"
         )
     return layout, groups
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 
 import torch
 from torch import Tensor
@@ -64,9 +64,8 @@ def read_rows(tensors: Tensors, name: str, rows: Tensor) -> Tensor:
     low, high = int(rows.min()), int(rows.max()) + 1
     if high - low <= 4 * len(rows):
         return _take(tensors.read(name, slice(low, high)), 0, rows - low)
-    cuts = (rows.diff() != 1).nonzero().flatten().add(1).tolist()
-    runs = zip([0, *cuts], [*cuts, len(rows)], strict=True)
-    return torch.cat([tensors.read(name, slice(int(rows[a]), int(rows[b - 1]) + 1)) for a, b in runs])
+    cuts = [0, *(rows.diff() != 1).nonzero().flatten().add(1).tolist(), len(rows)]
+    return torch.cat([tensors.read(name, slice(int(rows[a]), int(rows[b - 1]) + 1)) for a, b in pairwise(cuts)])
 
 
 def _take(x: Tensor, d: int, index: Tensor) -> Tensor:

@@ -21,12 +21,14 @@ class Facts:
         axes: every axis of the family but its layers.
         tied: the head reads through the embedding's own tensor.
         layers: every axis of layers, new ones reached by none.
+        routed: the source had no router, so that its experts are whole copies under a new one.
     """
 
     family: Family
     axes: dict[str, Axis]
     tied: bool
     layers: Mapping[str, Axis] = field(default_factory=dict)
+    routed: bool = False
     problems: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -40,6 +42,10 @@ class Facts:
                 self._axis(axis)
         for axis in self.layers.values():
             self._slabs(axis)
+
+    def whole(self, axis: str) -> bool:
+        """Whether each copy of a channel is read by all that read it: what weighs the copies adds up to one."""
+        return self.routed and self.family.experts is not None and axis == self.family.experts.axis
 
     def share(self, axis: str) -> Factor:
         """What the weights of all copies that read a channel of `axis` add up to, as a multiple of the source's.

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
+from growformer.algebra.facts import Experts
 from growformer.algebra.family import Family, PerLayer
 from growformer.algebra.sizes import Field, Layered, Size, Times, lookup
 from growformer.proof.barred import check_groups
@@ -98,7 +99,7 @@ def check_fields(
         full: the source's config with every default filled in, or `source` again.
     """
     family = facts.family
-    problems = list(_others(family, source, target, full))
+    problems = list(_others(facts, source, target, full))
     for name, wanted in family.requires.items():
         if _has(full, name) and lookup(full, name) != wanted:
             problems.append(f"config field {name}: {lookup(full, name)!r} is not covered; required {wanted!r}")
@@ -145,9 +146,10 @@ def _handled(family: Family) -> set[str]:
     return out - {""}
 
 
-def _others(family: Family, source: Config, target: Config, full: Config) -> Iterator[str]:
+def _others(facts: Facts, source: Config, target: Config, full: Config) -> Iterator[str]:
     """Every field that no rule looks at must be the source's, or what its class fills in."""
-    handled = _handled(family)
+    experts = facts.family.experts
+    handled = _handled(facts.family) | set((experts.whole if experts is not None and facts.routed else None) or ())
     parts = {name[:at] for name in handled for at, letter in enumerate(name) if letter == "."}
     names = {name for config in (source, target) for name in _names(config, parts)}
     for name in sorted(names - handled):
@@ -209,6 +211,8 @@ def _experts(facts: Facts, target: Config, full: Config) -> list[str]:
     axis = None if experts is None else facts.axes.get(experts.axis)
     if experts is None or axis is None:
         return []
+    if facts.routed:
+        return _chosen(experts, axis.new, target)
     times, problems = 1 if axis.barred else axis.times or 1, list[str]()
     counts = dict.fromkeys((experts.chosen, *experts.groups), times)
     if axis.barred:
@@ -223,6 +227,20 @@ def _experts(facts: Facts, target: Config, full: Config) -> list[str]:
     for name, wanted in experts.requires.items() if times > 1 else ():
         if lookup(full, name) != wanted:
             problems.append(f"config field {name}: {lookup(full, name)!r} with copies of experts; required {wanted!r}")
+    return problems
+
+
+def _chosen(experts: Experts, count: int, target: Config) -> list[str]:
+    """A new router takes any number of whole copies, where the weights of those it takes add up to one."""
+    found, problems = lookup(target, experts.chosen), []
+    if not isinstance(found, int) or not 1 <= found <= count:
+        problems.append(f"config field {experts.chosen}: found {found!r}; required 1 to {count}, the experts there are")
+    for name, wanted in (experts.whole or {}).items():
+        if lookup(target, name) != wanted:
+            problems.append(
+                f"config field {name}: found {lookup(target, name)!r}; required {wanted!r}, for the weights of "
+                f"a token's experts must add up to one"
+            )
     return problems
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 
 from growformer.algebra import OUTSIDE, WILD, Atom, Dim, Family
-from growformer.planning.build import stored_dims
+from growformer.planning.cover import stored_dims
 from growformer.planning.sizes import size_of
 from growformer.proof.difference import compare_logits
 from growformer.proof.outputs import Outputs

@@ -49,6 +49,7 @@ __all__ = [
     "noise",
     "outputs",
     "outputs64",
+    "redrawn",
     "require",
     "runtime",
     "worst",
@@ -70,13 +71,18 @@ class NoiseFloor:
         b: the source with every tensor that the growth rounds rounded once.
         floor: sqrt(a^2 + b^2 + c^2).
         c: the source with the eps of its norms taken as in the grown model, and what passes more norms rounded once
-            more; none where the growth is exact.
+            more; none where the growth is exact. Where a dense source became a mixture of experts, the mixture with
+            what is new drawn anew: several experts' outputs, each rounded, are added up where the source has one.
     """
 
     a: float
     b: float
     floor: float
     c: float = 0.0
+
+    def with_routing(self, c: float) -> "NoiseFloor":
+        """The same with what routing adds to `c`."""
+        return NoiseFloor(self.a, self.b, combine(self.floor, c), combine(self.c, c))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,6 +254,22 @@ def noise(
         c = 0.0 if passed is None else passed[name].rms
         floors[name] = NoiseFloor(a, b, combine(combine(a, b), c), c)
     return floors
+
+
+def redrawn(folder: Path, inputs: Inputs, variants: Iterable[Mapping[str, torch.Tensor]]) -> dict[str, float]:
+    """How far the outputs of variants of a checkpoint are from those of the first, in the storage dtype.
+
+    Args:
+        folder: whose config.json the variants have.
+        inputs: the same as for `runtime`.
+        variants: whole checkpoints that should compute the same; consumed one at a time.
+
+    Returns:
+        By output, the root mean square over the variants.
+    """
+    first, *others = (_stored(folder, inputs, variant) for variant in variants)
+    found = [compare_outputs(first, other) for other in others]
+    return {name: math.sqrt(sum(one[name].rms ** 2 for one in found) / len(found)) for name in first}
 
 
 def greedy(folder: Path, prompt: str | list[int], n: int) -> list[int]:

@@ -11,6 +11,7 @@ from growformer.algebra.family import Family
 from growformer.algebra.pattern import Atom, Dim, NamePattern, TensorPattern
 from growformer.proof.facts import Facts
 from growformer.proof.handing import LayerMap, Stack, check_handing, handed
+from growformer.proof.origin import Origin
 from growformer.proof.places import REACHED, SHUT, Places, Where, atom_places
 
 
@@ -103,9 +104,16 @@ class Names:
     """What the target's tensors must be, given the source's under their patterns."""
 
     def __init__(
-        self, facts: Facts, maps: LayerMap, gains: Mapping[str, Factor], old: Mapping[str, Placed], prefix: str
+        self,
+        facts: Facts,
+        maps: LayerMap,
+        gains: Mapping[str, Factor],
+        old: Mapping[str, Placed],
+        prefix: str,
+        origin: Origin | None = None,
     ) -> None:
-        self._facts, self._maps, self._gains, self._old, self._prefix = facts, maps, gains, old, prefix
+        self._facts, self._maps, self._gains, self._old = facts, maps, gains, old
+        self._prefix, self._origin = prefix, origin
         self._likes = {axis: likes(layers) for axis, layers in maps.items()}
 
     def indices(self, at: NamePattern) -> Iterator[tuple[int, ...]]:
@@ -126,6 +134,8 @@ class Names:
         for old in self._old.values():
             for placed in self._targets(old):
                 out[placed.name] = placed
+        for placed in self._made():
+            out[placed.name] = placed
         for axis, layers in self._maps.items():
             if None in layers:
                 self._hand(out, axis, layers)
@@ -156,6 +166,20 @@ class Names:
         value = None if source is not None else float(self._gains[axis]) if stand == "gain" else 0.0
         like = source or out[name].like
         out[name] = replace(out[name], source=source, like=like, closed=value == 0.0, value=value)
+
+    def _made(self) -> Iterator[Placed]:
+        """The tensors of the target's family that no tensor of the source's is: shut where they write the stream."""
+        family = self._facts.family
+        for at, pattern in family.patterns if self._origin is not None else ():
+            if self._origin is None or at.text not in self._origin.becoming.new:
+                continue
+            twin = NamePattern(self._origin.like(at.text))
+            sizes = [range(len(self._maps[axis])) for axis in at.axes]
+            for values in itertools.product(*sizes):
+                index = dict(zip(at.axes, values, strict=True))
+                like = self.disk(twin, {axis: self._likes[axis][i] for axis, i in index.items()})
+                shut = any(atom.stand == "write" and atom.axis in family.streams for atom in pattern.atoms())
+                yield Placed(self.disk(at, index), at, pattern, index, None, like, shut)
 
     def _targets(self, old: Placed) -> Iterator[Placed]:
         """All target tensors that come from a source tensor, or are like it."""

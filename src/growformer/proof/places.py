@@ -173,6 +173,8 @@ def _write(facts: Facts, axis: Axis, atom: Atom, where: Where) -> Places:
 def _read(facts: Facts, axis: Axis, atom: Atom, where: Where) -> Places:
     if axis.means and facts.norms.raw(axis.name, where.at, atom.role):
         raise ValueError(f"axis {axis.name}: a mean is carried past a reader that is no norm")
+    if facts.whole(axis.name):
+        return _places(axis, (ONE,), floats(axis.backs), False, REACHED)
     take = facts.norms.taken(axis.name, where.at, atom.role) * facts.share(axis.name)
     shut = axis.closed == "readers" or facts.attending.sharing(axis.name)
     return _reads(axis, take, shut and facts.family.norm_over(axis.name) is None, OPEN)

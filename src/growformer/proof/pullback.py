@@ -13,6 +13,7 @@ from growformer.algebra.family import Family
 from growformer.errors import ChangedError
 from growformer.proof.certificate import LayerMap, Placed, Sides
 from growformer.proof.equations import Slabs, Tensors, half_ulp, pull_back
+from growformer.proof.origin import Origin
 
 __all__ = ["PulledBack", "within_one_rounding"]
 
@@ -37,8 +38,10 @@ class PulledBack:
         target_config: Mapping[str, Any],
         *,
         source_full: Mapping[str, Any] | None = None,
+        origin: Origin | None = None,
     ) -> None:
-        self._sides = Sides(family, axes, layers, source, target, source_config, target_config, source_full)
+        told = (family, axes, layers, source, target, source_config, target_config)
+        self._sides = Sides(*told, source_full, origin)
         tensors = {} if self._sides.failures else self._sides.check_names()
         if self._sides.failures:
             raise ChangedError("nothing can be pulled back:\n  " + "\n  ".join(self._sides.failures))

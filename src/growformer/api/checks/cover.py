@@ -12,8 +12,8 @@ from growformer.algebra.sizes import fields_of
 from growformer.api.checks.samples import raw_config, variants
 from growformer.checkpoint.stock import full_config, stock_tensors
 from growformer.errors import GrowformerError, PatternError
-from growformer.planning.build import stored_dims
 from growformer.planning.config import BASE_FIELDS, known_fields
+from growformer.planning.cover import stored_dims
 from growformer.planning.sizes import size_of
 
 
