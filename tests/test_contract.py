@@ -37,6 +37,8 @@ PUBLIC_NAMES = [
     "compose",
     "expand",
     "expand_checkpoint",
+    "grow",
+    "new_parameters",
     "plan",
     "verify",
 ]

@@ -9,6 +9,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "expand": "growformer.api",
     "expand_checkpoint": "growformer.api",
+    "grow": "growformer.api",
+    "new_parameters": "growformer.api",
     "plan": "growformer.api",
     "verify": "growformer.api",
     "compose": "growformer.planning.expansions",
@@ -33,12 +35,14 @@ __all__ = [
     "compose",
     "expand",
     "expand_checkpoint",
+    "grow",
+    "new_parameters",
     "plan",
     "verify",
 ]
 
 if TYPE_CHECKING:
-    from growformer.api import expand, expand_checkpoint, plan, verify
+    from growformer.api import expand, expand_checkpoint, grow, new_parameters, plan, verify
     from growformer.errors import GrowformerError
     from growformer.planning.expansions import (
         AttentionExpansion,

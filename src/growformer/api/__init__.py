@@ -1,8 +1,20 @@
-"""The pieces in order: plan, expand, verify."""
+"""The pieces in order: plan, expand, grow, verify."""
 
 from growformer.api.folders import Grown, Progress, expand_checkpoint
+from growformer.api.live import grow, new_parameters
 from growformer.api.models import expand
 from growformer.api.planned import family_of, method_named, plan
 from growformer.api.verified import verify
 
-__all__ = ["Grown", "Progress", "expand", "expand_checkpoint", "family_of", "method_named", "plan", "verify"]
+__all__ = [
+    "Grown",
+    "Progress",
+    "expand",
+    "expand_checkpoint",
+    "family_of",
+    "grow",
+    "method_named",
+    "new_parameters",
+    "plan",
+    "verify",
+]

@@ -95,8 +95,10 @@ def plan(
             shapes = {name: files[name].shape for name in files}
     else:
         raw = source.config.to_dict()
+        from growformer.checkpoint.layout import disk_shapes  # with torch, which a plan of a folder does without
+
         raw["architectures"] = [type(source).__name__]
-        shapes = {name: tuple(x.shape) for name, x in on_disk(source).items()}
+        shapes = disk_shapes(source)
     choices = Choices(rope, new_tokens)
     source_family = family_of(raw)
     view = seen(source_family, raw, request, ignore_fields)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from growformer.algebra import Factor
 from growformer.errors import SourceError
 from growformer.planning import Plan, TensorPlan
+from growformer.planning.plan import Block
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +26,7 @@ def grow_moments(plan: Plan, tensors: Mapping[str, torch.Tensor], power: int) ->
     `Block.back`, the coefficient that undoes the weight's own factor: a weight times s has a gradient times 1/s. The
     first moment is a mean of gradients and the second a mean of their squares, so m' = back m and v' = back^2 v. New
     entries, and copies that nobody reads, have no past and get zero. (Design, section 9; growths of Gesmundo & Maile,
-    arXiv 2308.06103, Theorems 3.1 to 3.6.)
+    arXiv 2308.06103, Theorems 3.1 to 3.6.) Where this is not exact, `approximate` says so.
 
     Args:
         plan: the growth.
@@ -43,25 +44,58 @@ def grow_moments(plan: Plan, tensors: Mapping[str, torch.Tensor], power: int) ->
     """
     out = {}
     for tensor in plan.tensors:
-        if tensor.source is None or tensor.source not in tensors:
-            continue
-        values = tensors[tensor.source]
-        if tuple(values.shape) != tensor.source_shape:
-            raise SourceError(
-                f"{tensor.source}: the state beside it has shape {list(values.shape)}, "
-                f"the weight that the plan grows {list(tensor.source_shape)}"
-            )
-        out[tensor.name] = _grown(tensor, values, power)
+        if tensor.source is not None and tensor.source in tensors:
+            values = tensors[tensor.source]
+            out[tensor.name] = values.new_zeros(tensor.shape)
+            carry_moment(tensor, values, power, out[tensor.name])
     return out
 
 
-def _grown(tensor: TensorPlan, values: torch.Tensor, power: int) -> torch.Tensor:
-    grown = values.new_zeros(tensor.shape)
+def carry_moment(tensor: TensorPlan, values: torch.Tensor, power: int, out: torch.Tensor) -> None:
+    """Write one tensor of `grow_moments` into `out` (of the target's shape), whose new entries are left as they are.
+
+    Raises:
+        SourceError: `values` has another shape than the source tensor.
+    """
+    if tuple(values.shape) != tensor.source_shape:
+        raise SourceError(
+            f"{tensor.source}: the state beside it has shape {list(values.shape)}, "
+            f"the weight that the plan grows {list(tensor.source_shape)}"
+        )
     for block in tensor.blocks():
-        if block.source is None or block.back is None or any(block.mean):
+        if has_past(block):
+            assert block.source is not None and block.back is not None
+            there = tuple(slice(a, a + n) for a, n in zip(block.source, block.shape, strict=True))
+            coefficient = float(Factor(block.back.square**power))
+            out[box(block)] = values[there] if coefficient == 1.0 else values[there] * coefficient
+
+
+def has_past(block: Block) -> bool:
+    """Whether a block continues a block of the source; others are drawn, zero, means, or copies that R leaves out."""
+    return block.source is not None and block.back is not None and not any(block.mean)
+
+
+def box(block: Block) -> tuple[slice, ...]:
+    """Where a block stands in its tensor."""
+    return tuple(slice(a, a + n) for a, n in zip(block.start, block.shape, strict=True))
+
+
+def approximate(plan: Plan) -> dict[str, str]:
+    """The target tensors whose moments are not the grown model's own to the last bit, with why.
+
+    A writer of a carried mean shares its gradient with the mean's channels; of a writer's copies that all are read,
+    each gets the part of the gradient that its own readers send, which no moment of the source tells.
+    """
+    out = {}
+    heard = any(run.share for tensor in plan.tensors for dim in tensor.dims for run in dim.runs)
+    copied = {
+        t.source for t in plan.tensors if any(r.back is None and r.old is not None for d in t.dims for r in d.runs)
+    }
+    for tensor in plan.tensors:
+        if tensor.source is None:
             continue
-        here = tuple(slice(a, a + n) for a, n in zip(block.start, block.shape, strict=True))
-        there = tuple(slice(a, a + n) for a, n in zip(block.source, block.shape, strict=True))
-        coefficient = float(Factor(block.back.square**power))
-        grown[here] = values[there] if coefficient == 1.0 else values[there] * coefficient
-    return grown
+        if any(run.mean for dim in tensor.dims for run in dim.runs):
+            out[tensor.name] = "new channels carry the mean of the old ones and take a part of their gradient"
+        elif heard and tensor.source in copied:
+            out[tensor.name] = "its channels are copied, and each copy gets the gradient that its own readers send"
+    return out

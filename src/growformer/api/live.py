@@ -1,0 +1,117 @@
+"""grow: a model that is being trained, with its optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from growformer.api.planned import plan
+from growformer.errors import RequestError
+
+if TYPE_CHECKING:
+    import torch
+    import transformers
+
+ModelT = TypeVar("ModelT", bound="torch.nn.Module")
+OptimizerT = TypeVar("OptimizerT", bound="torch.optim.Optimizer | None")
+
+
+def grow(
+    model: ModelT,
+    optimizer: OptimizerT = None,  # type: ignore[assignment]
+    *expansions: Any,
+    warmup: int = 0,
+    freeze_old: bool = False,
+    keep_dynamics: bool = False,
+    averages: Sequence[torch.nn.Module] = (),
+    **request: Any,
+) -> tuple[ModelT, OptimizerT]:
+    """Grow a model in the middle of its training, without changing what it computes.
+
+    The objects stay the same: modules, parameters, config, hooks, the optimizer with its groups, and schedulers go on.
+    Moments follow the weights, new entries start with none and at an age of their own. If anything fails, all is as it
+    was.
+
+    Args:
+        model: a stock Hugging Face model, compiled or not, between two steps: no gradients, no pending backward pass.
+        optimizer: over its parameters; of a class with a state rule (`growformer.optim`). None: the model alone.
+        expansions: see `plan`.
+        warmup: steps over which the learning rate of new entries rises linearly from 0.
+        freeze_old: old entries are held as they are; `growformer.optim.rates_of(optimizer).thaw()` ends it.
+        keep_dynamics: a tensor that is multiplied by s learns at a rate under which it moves as before, times s.
+        averages: copies of the model that follow it (an EMA's), which grow with it and get the same new entries.
+        request: see `plan` (`method`, `seed`, `layers_at` and `ignore_fields` among them).
+
+    Returns:
+        The model and the optimizer that were given.
+
+    Raises:
+        RequestError: as `plan`; or the model, the optimizer or the moment is none in which growth is possible, with
+            what would make it so.
+        SourceError: a parameter cannot grow in memory.
+    """
+    from growformer.optim.tables import Pace
+    from growformer.training.live import grow_live
+
+    inner = stock(model)
+    copies = [stock(average) for average in averages]
+    made = plan(inner, *expansions, **request)
+    if made.dead:
+        raise RequestError(f"{made.dead[0]} (a checkpoint can be grown so with expand_checkpoint(allow_dead=True))")
+    pace = Pace(warmup=warmup, freeze_old=freeze_old, keep_dynamics=keep_dynamics)
+    grow_live(inner, optimizer, made, pace=pace, averages=copies)
+    return model, optimizer
+
+
+def new_parameters(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Which entries of a model's parameters the last growth made.
+
+    Args:
+        model: that `grow` or `expand` has grown.
+
+    Returns:
+        By parameter name, a bool tensor of its shape, on its device; True throughout where the parameter is new as a
+        whole. Parameters without a new entry are left out.
+
+    Raises:
+        RequestError: the model has not been grown.
+    """
+    from growformer.checkpoint.layout import layout_of
+    from growformer.optim.carry import new_entries
+
+    inner = stock(model)
+    made = getattr(inner, "growformer_plan", None)
+    if made is None:
+        raise RequestError("the model has not been grown: growformer.grow(model, ...) or growformer.expand(model, ...)")
+    layout = layout_of(inner)
+    masks = {name: new_entries(made, layout, name) for name, _ in inner.named_parameters()}
+    return {name: mask.to(inner.device) for name, mask in masks.items() if bool(mask.any())}
+
+
+def stock(model: Any) -> transformers.PreTrainedModel:
+    """The stock model within what torch.compile or an average put around it.
+
+    Raises:
+        RequestError: it is in a wrapper that holds its old parameters, or it is no model of transformers.
+    """
+    import transformers
+
+    kind = type(model).__name__
+    while kind in ("OptimizedModule", "AveragedModel"):
+        model = model._orig_mod if kind == "OptimizedModule" else model.module
+        kind = type(model).__name__
+    if kind in ("DistributedDataParallel", "DataParallel"):
+        raise RequestError(f"{kind} holds the old parameters: grow model.module, and wrap it again")
+    if kind == "FullyShardedDataParallel" or kind.startswith("FSDP"):
+        raise RequestError(f"{kind} holds shards of the parameters; growformer.grow takes whole models")
+    if hasattr(model, "peft_config") or getattr(model, "_hf_peft_config_loaded", False):
+        raise RequestError(
+            f"{kind} has adapters of PEFT: merge_and_unload() them first, or remove them and add new ones"
+        )
+    if getattr(model, "hf_quantizer", None) is not None or getattr(model, "is_quantized", False):
+        raise RequestError(f"{kind} is quantised; dequantise it first")
+    if not isinstance(model, transformers.PreTrainedModel):
+        raise RequestError(f"{kind} is no model of transformers; growformer.grow takes stock models")
+    if any(hasattr(parameter, "to_local") for parameter in model.parameters()):
+        raise RequestError(f"the parameters of {kind} are sharded (DTensor); growformer.grow takes whole models")
+    return model

@@ -1,0 +1,119 @@
+"""The block rates of one parameter, carried through a growth: new blocks get an age, old ones what was asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from growformer.algebra import ONE, Factor
+from growformer.errors import RequestError
+from growformer.optim.carry import Carry, Kind
+from growformer.optim.rates import MOST, BlockRate, Table
+from growformer.optim.rules import StateRule
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How blocks learn after a growth.
+
+    Attributes:
+        warmup: steps over which the learning rate of new blocks rises linearly from 0.
+        freeze_old: old entries are held as they are.
+        keep_dynamics: old entries that were multiplied by s learn at a rate under which they move as before, times s.
+    """
+
+    warmup: int = 0
+    freeze_old: bool = False
+    keep_dynamics: bool = False
+
+
+def grown_table(
+    rule: StateRule,
+    carry: Carry,
+    name: str,
+    table: Table | None,
+    steps: int,
+    group: Mapping[str, Any],
+    pace: Pace,
+    device: torch.device,
+) -> Table:
+    """The table of a grown parameter.
+
+    Args:
+        rule: of the optimizer.
+        carry: the growth.
+        name: the grown parameter's.
+        table: the old parameter's, of full tensors; None: it had none, or there was no such parameter.
+        steps: steps the old parameter had taken.
+        group: the parameter's group.
+        pace: how blocks learn.
+        device: of the index.
+
+    Raises:
+        RequestError: `keep_dynamics`, and no rate keeps them; or more than 255 different blocks.
+    """
+    before = table or Table((BlockRate(),))
+    kinds, meanings = carry.kinds(name)
+    kinds = kinds.to(device)
+    olds = torch.zeros_like(kinds)
+    if before.index is not None:
+        olds = carry.moment(name, lambda _: before.index, 0)  # type: ignore[arg-type, return-value]
+    index = torch.zeros_like(kinds)
+    found: dict[BlockRate, int] = {}
+    for number, kind in enumerate(meanings):
+        here = kinds == number
+        if kind.new:
+            born = BlockRate(steps, warmup=pace.warmup, closed=kind.closed)
+            index[here] = found.setdefault(born, len(found))
+            continue
+        for old, block in enumerate(before.blocks):
+            there = here & (olds == old)
+            if bool(there.any()):
+                after = _old(rule, name, block, kind, group, pace)
+                index[there] = found.setdefault(after, len(found))
+    if len(found) > MOST:
+        raise RequestError(
+            f"{name}: {len(found)} blocks of different ages or rates are more than the {MOST} kept apart"
+        )
+    return Table(tuple(found), None if len(found) == 1 else index, before.taken)
+
+
+def _old(rule: StateRule, name: str, block: BlockRate, kind: Kind, group: Mapping[str, Any], pace: Pace) -> BlockRate:
+    if pace.freeze_old:
+        block = replace(block, still=True)
+    if not pace.keep_dynamics:
+        return block
+    if kind.shared:
+        raise RequestError(
+            f"keep_dynamics: {name} is shared out among copies, and no rates make copies move as one did"
+        )
+    if kind.factor == ONE:
+        return block
+    return _kept(rule, name, block, kind.factor, kind.offset, group)
+
+
+def _kept(
+    rule: StateRule, name: str, block: BlockRate, factor: Factor, offset: int, group: Mapping[str, Any]
+) -> BlockRate:
+    """The rate under which a block multiplied by s moves as before, times s.
+
+    Its gradient is divided by s. An update without unit (Adam's, but for eps) must be multiplied by s, one that is a
+    gradient (SGD's) by s^2. Decay of the weight itself needs no change; decay in the gradient, which must be divided by
+    s like the rest of it while the weight is multiplied by s, is divided by s^2.
+    """
+    if rule.dynamics is None:
+        raise RequestError(
+            f"keep_dynamics: {name} is multiplied by {factor}, and no learning rate makes this optimizer's updates "
+            f"follow; it is kept for AdamW, Adam and SGD"
+        )
+    if offset and float(group.get("weight_decay", 0)) != 0:
+        raise RequestError(
+            f"keep_dynamics: {name} holds numbers to which the model adds {offset}, and weight decay draws them to 0, "
+            f"whatever they are multiplied by; give gains no weight decay"
+        )
+    s = float(factor)
+    decay = block.decay if rule.decay_of(group) == "decoupled" else block.decay / s**2
+    return replace(block, rate=block.rate * s**rule.dynamics, decay=decay, eps=block.eps / s)

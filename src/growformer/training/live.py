@@ -1,0 +1,149 @@
+"""Growth in a live run: a model, its optimizer, its block rates and its averages grow as one, or not at all."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from growformer.optim.rates import BlockRates, inner_optimizer, rates_of
+from growformer.optim.rules import StateRule, rule_of
+from growformer.optim.state import check_state, first_state, grown_state
+from growformer.optim.tables import Pace, grown_table
+from growformer.planning import Plan
+from growformer.training.changes import Changes
+from growformer.training.graft import Graft
+
+if TYPE_CHECKING:
+    import transformers
+
+
+def grow_live(
+    model: transformers.PreTrainedModel,
+    optimizer: torch.optim.Optimizer | None,
+    plan: Plan,
+    *,
+    pace: Pace | None = None,
+    averages: Sequence[transformers.PreTrainedModel] = (),
+) -> None:
+    """Grow a model in place, with all that trains it.
+
+    Everything new is built first. If anything fails, then or later, all is as it was.
+
+    Args:
+        model: a stock model, unwrapped.
+        optimizer: over its parameters; of a class that has a state rule.
+        plan: the growth.
+        pace: how new and old blocks learn afterwards.
+        averages: copies of the model that follow it; they get the same new entries.
+
+    Raises:
+        RequestError, SourceError: see `Graft` and `Trained`.
+    """
+    graft = Graft(model, plan)
+    grafts = [graft, *(Graft(average, plan, graft.applier.stds) for average in averages)]
+    trained = None if optimizer is None else Trained(inner_optimizer(optimizer), graft, pace or Pace())
+    # What is compiled holds the old parameters, and would be silently run uncompiled after eight growths.
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
+    for each in grafts:
+        each.require_swappable()
+    with Changes() as changes, torch.no_grad():
+        for each in grafts:
+            each.commit(changes)
+        if trained is not None:
+            trained.commit(changes)
+
+
+class Trained:
+    """The optimizer's part of a growth, built beforehand.
+
+    Args:
+        optimizer: unwrapped.
+        graft: the model's part.
+        pace: how blocks learn afterwards.
+
+    Raises:
+        RequestError: the optimizer's class or a key of its state is not declared, or `pace` asks what it cannot do.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, graft: Graft, pace: Pace) -> None:
+        self.optimizer = optimizer
+        self.rule: StateRule = rule_of(optimizer)
+        self.rates: BlockRates = rates_of(optimizer)
+        self.graft = graft
+        self.pace = pace
+        self._groups = {p: group for group in optimizer.param_groups for p in group["params"]}
+        for name, parameter in graft.before.items():
+            check_state(self.rule, optimizer, name, optimizer.state.get(parameter, {}))
+        self._states: dict[torch.Tensor, dict[str, Any]] = {}
+        self._tables: dict[torch.Tensor, Any] = {}
+        self._joining: dict[torch.Tensor, str] = {}
+        for name in graft.carry.names:
+            self._build(name)
+
+    def _build(self, name: str) -> None:
+        carry, before, after = self.graft.carry, self.graft.before, self.graft.after[name]
+        like = before[carry.like(name) or ""]
+        group = self._groups.get(like)
+        if group is None:
+            return
+        source = before[carry.source(name) or ""] if after is not self.graft.values.get(name) else None
+        steps, table = 0, None
+        if source is None:
+            self._joining[after] = name
+            self._states[after] = first_state(self.rule, after, group)
+        else:
+            steps, table = self.rates.steps(source), self.rates.tables.get(source)
+            if name in self.graft.values and self.optimizer.state.get(source):
+                self._states[after] = grown_state(self.rule, carry, name, self.optimizer.state[source], group)
+        if name in self.graft.values or self.pace.freeze_old:
+            made = grown_table(self.rule, carry, name, table, steps, group, self.pace, after.device)
+            self._tables[after] = made
+
+    def commit(self, changes: Changes) -> None:
+        """Put everything in place."""
+        for group in self.optimizer.param_groups:
+            self._regroup(changes, group)
+        for parameter, state in self._states.items():
+            if state or parameter in self.optimizer.state:
+                changes.put(self.optimizer.state, parameter, state)
+        for parameter, table in self._tables.items():
+            changes.put(self.rates.tables, parameter, table)
+        names = {p: name for name, p in self.graft.after.items() if p in self._groups or p in self._joining}
+        others = {p: name for p, name in self.rates.names.items() if p not in set(self.graft.after.values())}
+        changes.refill(self.rates.names, others | names)
+
+    def _regroup(self, changes: Changes, group: Mapping[str, Any]) -> None:
+        """New parameters join the group of the same tensor in the neighbouring layer.
+
+        Where the group has the order of the model, it keeps it, so that an optimizer made anew for the grown model
+        loads this one's state; otherwise each comes behind the one that it is like.
+        """
+        carry, after = self.graft.carry, self.graft.after
+        rank = {p: i for i, p in enumerate(after.values())}
+        names = {p: name for name, p in after.items()}
+        params: list[torch.Tensor] = list(group["params"])
+        held = [p for p in params if p in rank]
+        joining = [p for p in self._joining if self._groups[self.graft.before[carry.like(names[p]) or ""]] is group]
+        olds = {p: name for name, p in self.graft.before.items()}
+        called = dict(zip(params, group.get("param_names", ()), strict=False))
+        ordered = [rank[p] for p in held] == sorted(rank[p] for p in held)
+        for new in sorted(joining, key=rank.__getitem__):
+            if ordered:
+                earlier = [i for i, p in enumerate(params) if p in rank and rank[p] < rank[new]]
+                later = [i for i, p in enumerate(params) if p in rank and rank[p] > rank[new]]
+                at = earlier[-1] + 1 if earlier else later[0]
+            else:
+                at = params.index(self.graft.before[carry.like(names[new]) or ""]) + 1
+            params.insert(at, new)
+        if joining:
+            changes.relist(group["params"], params)
+        if called:
+            # What a prefix was put before (a wrapper's) stays before it.
+            prefix = {said.removesuffix(olds[p]) for p, said in called.items() if p in olds and said.endswith(olds[p])}
+            front = prefix.pop() if len(prefix) == 1 else ""
+            said = [front + names[p] if p in names else called.get(p, "") for p in params]
+            changes.relist(group["param_names"], said)

@@ -1,0 +1,54 @@
+"""Skeletons: stock models of a config with their modules and computed buffers, but without memory for parameters."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    import transformers
+
+
+def skeleton(model: transformers.PreTrainedModel, config: Mapping[str, Any]) -> transformers.PreTrainedModel:
+    """A model of the same class and kernels as `model`, as `config` has it.
+
+    Parameters are on the meta device, tied as the class ties them; buffers are computed on `model`'s device.
+
+    Args:
+        model: a stock model.
+        config: what config.json would hold.
+    """
+    from transformers.initialization import no_init_weights
+
+    made = type(model.config).from_dict(copy.deepcopy(dict(config)))
+    kernels = {"attn_implementation": model.config._attn_implementation}
+    experts = getattr(model.config, "_experts_implementation", None)
+    if experts is not None:
+        kernels["experts_implementation"] = experts
+    with no_init_weights(), _parameters_on_meta(), torch.device(model.device):
+        built = type(model)._from_config(made, dtype=model.dtype, **kernels)
+    built.tie_weights()
+    if hasattr(model, "_weight_conversions"):
+        built._weight_conversions = model._weight_conversions
+    return built
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Parameters lose their memory as soon as a module takes them; a shared one stays one."""
+    register = torch.nn.Module.register_parameter
+
+    def bare(self: torch.nn.Module, name: str, param: torch.nn.Parameter | None) -> None:
+        if param is not None and not param.is_meta:
+            param = torch.nn.Parameter(torch.empty_like(param, device="meta"), requires_grad=param.requires_grad)
+        register(self, name, param)
+
+    torch.nn.Module.register_parameter = bare  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.nn.Module.register_parameter = register  # type: ignore[method-assign]
