@@ -226,15 +226,14 @@ def test_a_zeroed_block_fails_the_demo(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_weights_other_than_the_proved_ones_fail_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = api.expand
+    honest = api.grow
 
-    def off_by_one_bit(*args: Any, **request: Any) -> Any:
-        model = honest(*args, **request)
+    def off_by_one_bit(model: Any, *args: Any, **request: Any) -> None:
+        honest(model, *args, **request)
         weight = model.get_parameter("model.norm.weight").data
         weight[3] = math.nextafter(float(weight[3]), 2) + 2**-23
-        return model
 
-    monkeypatch.setattr(api, "expand", off_by_one_bit)
+    monkeypatch.setattr(api, "grow", off_by_one_bit)
     refused(tmp_path / "out", ChangedError, r"stored: other numbers.*model\.norm\.weight")
 
 

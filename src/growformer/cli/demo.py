@@ -5,14 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-
-if TYPE_CHECKING:
-    import transformers
-
-    from growformer.planning import Plan
 
 
 def demo(
@@ -39,13 +34,7 @@ def demo(
     from growformer.report.demo import write_report
     from growformer.training.demo import run_demo
 
-    def grow(
-        model: transformers.PreTrainedModel, request: Mapping[str, int]
-    ) -> tuple[Plan, transformers.PreTrainedModel]:
-        asked: dict[str, Any] = {"seed": seed, **request}
-        return api.plan(model, **asked), api.expand(model, **asked)
-
-    results = run_demo(out, steps, seed, show.say, grow)
+    results = run_demo(out, steps, seed, show.say, api.grow)
     headers = ("growth", "step", "parameters", "before", "after", "float64", "dead", "verdict")
     show.table(headers, [_row(event) for event in results["events"]], "Held out, before and after, in bits per byte:")
     write_report(out / "results.json", out / "report.html")

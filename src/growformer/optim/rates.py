@@ -136,6 +136,7 @@ class BlockRates:
         self._pending = []
         if not self.tables:
             return
+        closure = any(x is not None and x is not optimizer for x in (*args, *kwargs.values()))
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 table = self.tables.get(parameter)
@@ -147,7 +148,7 @@ class BlockRates:
                     if self._plain(block, group, steps + 1, parameter.dtype):
                         continue
                     at = None if table.index is None else table.index == number
-                    blocks.append(self._hold(parameter, group, block, at, steps + 1 - block.born, bool(args or kwargs)))
+                    blocks.append(self._hold(parameter, group, block, at, steps + 1 - block.born, closure))
                 self._pending.append((parameter, group, steps, blocks))
 
     def _hold(

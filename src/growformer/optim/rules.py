@@ -55,36 +55,30 @@ class StateRule:
 _ADAM: dict[str, int] = {"exp_avg": 1, "exp_avg_sq": 2}
 
 RULES: dict[str, StateRule] = {
-    "torch.optim.adamw.AdamW": StateRule(
-        moments={**_ADAM, "max_exp_avg_sq": 2}, update="adam", decay="decoupled", dynamics=1
-    ),
-    "torch.optim.adam.Adam": StateRule(
+    "torch.AdamW": StateRule(moments={**_ADAM, "max_exp_avg_sq": 2}, update="adam", decay="decoupled", dynamics=1),
+    "torch.Adam": StateRule(
         moments={**_ADAM, "max_exp_avg_sq": 2}, update="adam", decay="decoupled_weight_decay", dynamics=1
     ),
-    "torch.optim.nadam.NAdam": StateRule(
+    "torch.NAdam": StateRule(
         moments=_ADAM, counts=("step", "mu_product"), update="nadam", decay="decoupled_weight_decay"
     ),
-    "torch.optim.radam.RAdam": StateRule(moments=_ADAM, update="radam", decay="decoupled_weight_decay"),
+    "torch.RAdam": StateRule(moments=_ADAM, update="radam", decay="decoupled_weight_decay"),
     # exp_inf is a running maximum of |g|, not of its square.
-    "torch.optim.adamax.Adamax": StateRule(moments={"exp_avg": 1, "exp_inf": 1}, update="adamax"),
-    "torch.optim.sgd.SGD": StateRule(moments={"momentum_buffer": 1}, counts=(), dynamics=2),
-    "torch.optim.adagrad.Adagrad": StateRule(
-        moments={"sum": 2}, start={"sum": "initial_accumulator_value"}, eager=True
-    ),
+    "torch.Adamax": StateRule(moments={"exp_avg": 1, "exp_inf": 1}, update="adamax"),
+    "torch.SGD": StateRule(moments={"momentum_buffer": 1}, counts=(), dynamics=2),
+    "torch.Adagrad": StateRule(moments={"sum": 2}, start={"sum": "initial_accumulator_value"}, eager=True),
     # The buffer holds gradients already divided by the root of square_avg.
-    "torch.optim.rmsprop.RMSprop": StateRule(moments={"square_avg": 2, "momentum_buffer": 0, "grad_avg": 1}),
-    "torch.optim._adafactor.Adafactor": StateRule(
-        moments={"variance": 2}, factored=(("row_var", "col_var"),), decay="decoupled"
-    ),
-    "torch.optim._muon.Muon": StateRule(moments={"momentum_buffer": 1}, counts=(), decay="decoupled"),
-    "transformers.optimization.Adafactor": StateRule(
+    "torch.RMSprop": StateRule(moments={"square_avg": 2, "momentum_buffer": 0, "grad_avg": 1}),
+    "torch.Adafactor": StateRule(moments={"variance": 2}, factored=(("row_var", "col_var"),), decay="decoupled"),
+    "torch.Muon": StateRule(moments={"momentum_buffer": 1}, counts=(), decay="decoupled"),
+    "transformers.Adafactor": StateRule(
         moments={"exp_avg_sq": 2, "exp_avg": 0},
         counts=("step", "RMS"),
         factored=(("exp_avg_sq_row", "exp_avg_sq_col"),),
         decay="joint",
     ),
 }
-"""By the class's full name."""
+"""By the class's package and name."""
 
 
 def declare(cls: type, rule: StateRule) -> None:
@@ -107,7 +101,7 @@ def rule_of(optimizer: Any) -> StateRule:
     """
     cls = optimizer if isinstance(optimizer, type) else type(optimizer)
     if _name(cls) not in RULES:
-        known = ", ".join(name.rpartition(".")[2] for name in RULES)
+        known = ", ".join(RULES)
         raise RequestError(
             f"what {_name(cls)} keeps beside each parameter is not declared; there are {known}. If all of its state "
             f"has the shape of its parameters: growformer.optim.declare({cls.__name__}, StateRule(moments={{key: power "
@@ -117,4 +111,4 @@ def rule_of(optimizer: Any) -> StateRule:
 
 
 def _name(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
+    return f"{cls.__module__.partition('.')[0]}.{cls.__qualname__}"

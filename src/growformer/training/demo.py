@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import json
 import math
@@ -29,8 +30,8 @@ from growformer.training.text import Text, library_text, spread
 if TYPE_CHECKING:
     import transformers
 
-Grow = Callable[["transformers.PreTrainedModel", Mapping[str, int]], "tuple[Plan, transformers.PreTrainedModel]"]
-"""Grows a model to the sizes asked for: (the plan, the grown model)."""
+Grow = Callable[..., object]
+"""Grows a model and its optimizer in place: `growformer.grow`."""
 
 FORMAT = 1
 """Version of results.json."""
@@ -94,7 +95,7 @@ def run_demo(out: Path, steps: int | None, seed: int, say: Callable[[str], None]
         steps: training steps in all, shared evenly among the six sizes; None: `STEPS`.
         seed: of the first weights, the batches and the new entries.
         say: told a line of text now and then.
-        grow: grows a model in memory.
+        grow: grows a model and its optimizer in place.
 
     Returns:
         What results.json holds.
@@ -173,8 +174,7 @@ def _run(out: Path, steps: int, seed: int, say: Callable[[str], None], grow: Gro
     events: list[dict[str, Any]] = []
     for end, (name, paper, request) in zip(ends, GROWTHS, strict=False):
         before = watch.train(end - run.step, generator)
-        watch.run, event = _grow(run, name, paper, request, watch.tokens, before, grow)
-        run = watch.run
+        event = _grow(run, name, paper, request, watch.tokens, before, grow, seed)
         events.append(event)
         say(_line(event))
     final = watch.train(steps - run.step, generator)
@@ -260,26 +260,29 @@ def _grow(
     tokens: torch.Tensor,
     before: float,
     grow: Grow,
-) -> tuple[Run, dict[str, Any]]:
-    """One growth in mid-run: everything new is built and proved before it takes over."""
-    plan, model = grow(run.model, request)
-    proof = prove_growth(plan, run.model, model, tokens)
+    seed: int,
+) -> dict[str, Any]:
+    """One growth in mid-run, proved before training goes on."""
+    source = copy.deepcopy(run.model)
+    grow(run.model, run.optimizer, warmup=run.recipe.warmup, seed=seed, **request)
+    model = run.model
+    plan: Plan = model.growformer_plan
+    proof = prove_growth(plan, source, model, tokens)
     try:
         proof.raise_if_changed()
     except ChangedError as error:
         raise ChangedError(f"growth {name} ({_sizes(request)}) at step {run.step}: {error}") from None
     after = bits_per_byte(model, tokens)
-    event = {
+    return {
         "step": run.step,
         "name": name,
         "paper": paper,
         "request": dict(request),
         "moved": list(plan.moved),
-        "parameters": [run.model.num_parameters(), model.num_parameters()],
+        "parameters": [source.num_parameters(), model.num_parameters()],
         "bits_per_byte": [before, after],
         "proof": proof.to_json(),
     }
-    return run.grown(plan, model), event
 
 
 def prove_growth(

@@ -1,4 +1,4 @@
-"""A plain training loop that a growth can interrupt: model, optimizer, moments and ages go on as one."""
+"""A plain training loop that a growth can interrupt."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from growformer.errors import SourceError
-from growformer.optim.dual import grow_moments
-from growformer.planning import Plan
-from growformer.training.ages import BlockAges
+from growformer.optim import rates_of
 from growformer.training.text import windows
 
 if TYPE_CHECKING:
@@ -47,7 +44,6 @@ class Run:
         model: a stock Hugging Face causal language model whose parameters go by their on-disk names.
         recipe: how it is trained.
         optimizer: AdamW over its parameters.
-        ages: the rates of entries born in mid-run.
         step: steps taken.
     """
 
@@ -60,7 +56,7 @@ class Run:
         flat = [x for x in named.values() if x.dim() <= 1]
         groups = [{"params": wide, "weight_decay": recipe.weight_decay}, {"params": flat, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas)
-        self.ages = BlockAges(self.optimizer, recipe.warmup)
+        rates_of(self.optimizer, model).warm(named.values(), recipe.warmup)
 
     def train(
         self, data: torch.Tensor, steps: int, generator: torch.Generator, then: Callable[[int, float], None]
@@ -84,39 +80,6 @@ class Run:
             self.optimizer.zero_grad()
             self.step += 1
             then(self.step, float(loss.detach()))
-
-    def grown(self, plan: Plan, model: transformers.PreTrainedModel) -> Run:
-        """The run that goes on with a grown model; this one is left as it is.
-
-        AdamW's moments follow the dual of the weights (`grow_moments`); a grown tensor keeps its count of steps, and
-        its new entries an age of their own (`BlockAges`); a tensor that is new as a whole starts at step 0.
-
-        Args:
-            plan: the growth.
-            model: what it made of this run's model.
-
-        Raises:
-            SourceError: a parameter of the grown model is no tensor of the plan.
-        """
-        run = Run(model, self.recipe)
-        run.step = self.step
-        old = dict(self.model.named_parameters())
-        state = {name: self.optimizer.state[x] for name, x in old.items() if x in self.optimizer.state}
-        first = grow_moments(plan, {name: kept["exp_avg"] for name, kept in state.items()}, 1)
-        second = grow_moments(plan, {name: kept["exp_avg_sq"] for name, kept in state.items()}, 2)
-        # Counted from now, so that the zeros of new entries mean "born at this step".
-        since = {name: self.ages.births(old[name]) - int(kept["step"]) for name, kept in state.items()}
-        births = grow_moments(plan, since, 0)
-        for name, parameter in model.named_parameters():
-            tensor = plan.by_name.get(name)
-            if tensor is None:
-                raise SourceError(f"{name} is a parameter of the grown model, but no tensor of the plan")
-            if tensor.source not in state:
-                continue
-            steps = state[tensor.source]["step"].clone()
-            run.optimizer.state[parameter] = {"step": steps, "exp_avg": first[name], "exp_avg_sq": second[name]}
-            run.ages.set_births(parameter, births[name] + int(steps))
-        return run
 
 
 @torch.no_grad()
