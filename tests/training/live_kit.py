@@ -89,7 +89,7 @@ def train(of: Model, optimizer: Optimizer, steps: range, then: Callable[[int], N
         loss = of(input_ids=tokens, labels=tokens, use_cache=False).loss
         loss.backward()
         optimizer.step()
-        optimizer.zero_grad()
+        of.zero_grad()
         losses.append(float(loss.detach()))
         if then is not None:
             then(number)

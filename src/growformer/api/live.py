@@ -52,14 +52,16 @@ def grow(
     """
     from growformer.optim.tables import Pace
     from growformer.training.live import grow_live
+    from growformer.training.skeleton import stock_skeleton
 
     inner = stock(model)
     copies = [stock(average) for average in averages]
+    old = stock_skeleton(inner)  # before a plan meets tensors that it knows nothing of
     made = plan(inner, *expansions, **request)
     if made.dead:
         raise RequestError(f"{made.dead[0]} (a checkpoint can be grown so with expand_checkpoint(allow_dead=True))")
     pace = Pace(warmup=warmup, freeze_old=freeze_old, keep_dynamics=keep_dynamics)
-    grow_live(inner, optimizer, made, pace=pace, averages=copies)
+    grow_live(inner, optimizer, made, old=old, pace=pace, averages=copies)
     return model, optimizer
 
 

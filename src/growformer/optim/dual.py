@@ -83,19 +83,16 @@ def box(block: Block) -> tuple[slice, ...]:
 def approximate(plan: Plan) -> dict[str, str]:
     """The target tensors whose moments are not the grown model's own to the last bit, with why.
 
-    A writer of a carried mean shares its gradient with the mean's channels; of a writer's copies that all are read,
-    each gets the part of the gradient that its own readers send, which no moment of the source tells.
+    A writer of a carried mean shares its gradient with the mean's channels, and a writer of copies with its copies, in
+    parts that no moment of the source tells (by the weights of what reads them, or through a norm over all of them).
     """
+    copied = {t.source for t in plan.tensors for d in t.dims for r in d.runs if r.old is not None and r.back is None}
     out = {}
-    heard = any(run.share for tensor in plan.tensors for dim in tensor.dims for run in dim.runs)
-    copied = {
-        t.source for t in plan.tensors if any(r.back is None and r.old is not None for d in t.dims for r in d.runs)
-    }
     for tensor in plan.tensors:
         if tensor.source is None:
             continue
         if any(run.mean for dim in tensor.dims for run in dim.runs):
-            out[tensor.name] = "new channels carry the mean of the old ones and take a part of their gradient"
-        elif heard and tensor.source in copied:
-            out[tensor.name] = "its channels are copied, and each copy gets the gradient that its own readers send"
+            out[tensor.name] = "new channels carry the mean of the old ones, and a part of their gradient"
+        elif tensor.source in copied:
+            out[tensor.name] = "its channels are copied, and the copies take a part of their gradient"
     return out

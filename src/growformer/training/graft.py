@@ -14,7 +14,7 @@ from growformer.planning import Plan
 from growformer.training.changes import Changes
 from growformer.training.likeness import SKIPPED, config_type, meant, same, same_tensor
 from growformer.training.pairs import pair_modules
-from growformer.training.skeleton import skeleton
+from growformer.training.skeleton import skeleton, stock_skeleton
 
 if TYPE_CHECKING:
     import transformers
@@ -26,6 +26,7 @@ class Graft:
     Args:
         model: the live model, unwrapped.
         plan: the growth.
+        old: its skeleton (see `stock_skeleton`), where that is made already.
         figures: what another model's growth measured for its fills (`Applier.stds`), for the same new entries.
 
     Attributes:
@@ -41,15 +42,18 @@ class Graft:
     """
 
     def __init__(
-        self, model: transformers.PreTrainedModel, plan: Plan, figures: dict[str, float] | None = None
+        self,
+        model: transformers.PreTrainedModel,
+        plan: Plan,
+        old: transformers.PreTrainedModel | None = None,
+        figures: dict[str, float] | None = None,
     ) -> None:
         self.model = model
-        self._old = skeleton(model, plan.source_config)
+        self._old = old or stock_skeleton(model)
         self._new = skeleton(model, plan.target_config)
         self.carry = Carry(plan, layout_of(model), layout_of(self._new))
         self.before = shared_names(model)[0]
         self._bare = shared_names(self._new)[0]
-        self._require_stock()
         self._require_at_rest()
         self.applier = self.carry.applier(lambda name: self.before[name])
         self.applier.stds |= figures or {}
@@ -79,25 +83,6 @@ class Graft:
     def _continued(self) -> dict[str, str]:
         """For every new name of a tensor that continues an old one, the old one's first name."""
         return {name: self.carry.source(name) or "" for name in self.carry.names if self.carry.continues(name)}
-
-    def _require_stock(self) -> None:
-        live, stock = dict(self.model.named_modules()), dict(self._old.named_modules())
-        kind = type(self.model).__name__
-        for path, module in stock.items():
-            found = live.get(path)
-            if found is None or type(found) is not type(module):
-                raise RequestError(
-                    f"{path or 'the model'} is {type(found).__name__}, and {type(module).__name__} in a stock {kind}: "
-                    f"only stock models grow in memory (undo the change, or grow the saved checkpoint)"
-                )
-            for name, value in module._parameters.items():
-                if name not in found._parameters or (found._parameters[name] is None) != (value is None):
-                    raise RequestError(f"{path}.{name} is not where a stock {kind} has it; only stock models grow")
-        shapes = {name: tuple(x.shape) for name, x in shared_names(self._old)[0].items()}
-        for name, shape in self.carry.old.shapes.items():
-            if shapes.get(name) != shape:
-                found_shape = list(shapes[name]) if name in shapes else "no tensor of its own"
-                raise RequestError(f"{name} is {list(shape)}, and {found_shape} in a stock {kind} of its config")
 
     def _require_at_rest(self) -> None:
         devices = {x.device for x in self.before.values()}

@@ -25,6 +25,7 @@ def grow_live(
     optimizer: torch.optim.Optimizer | None,
     plan: Plan,
     *,
+    old: transformers.PreTrainedModel | None = None,
     pace: Pace | None = None,
     averages: Sequence[transformers.PreTrainedModel] = (),
 ) -> None:
@@ -36,14 +37,15 @@ def grow_live(
         model: a stock model, unwrapped.
         optimizer: over its parameters; of a class that has a state rule.
         plan: the growth.
+        old: the model's skeleton, where it is made already.
         pace: how new and old blocks learn afterwards.
         averages: copies of the model that follow it; they get the same new entries.
 
     Raises:
         RequestError, SourceError: see `Graft` and `Trained`.
     """
-    graft = Graft(model, plan)
-    grafts = [graft, *(Graft(average, plan, graft.applier.stds) for average in averages)]
+    graft = Graft(model, plan, old)
+    grafts = [graft, *(Graft(average, plan, figures=graft.applier.stds) for average in averages)]
     trained = None if optimizer is None else Trained(inner_optimizer(optimizer), graft, pace or Pace())
     # What is compiled holds the old parameters, and would be silently run uncompiled after eight growths.
     if "torch._dynamo" in sys.modules:
@@ -137,7 +139,8 @@ class Trained:
                 later = [i for i, p in enumerate(params) if p in rank and rank[p] > rank[new]]
                 at = earlier[-1] + 1 if earlier else later[0]
             else:
-                at = params.index(self.graft.before[carry.like(names[new]) or ""]) + 1
+                like = self.graft.before[carry.like(names[new]) or ""]
+                at = next(i for i, p in enumerate(params) if p is like) + 1
             params.insert(at, new)
         if joining:
             changes.relist(group["params"], params)

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from growformer.checkpoint.layout import shared_names
+from growformer.errors import RequestError
+
 if TYPE_CHECKING:
     import transformers
 
@@ -35,6 +38,35 @@ def skeleton(model: transformers.PreTrainedModel, config: Mapping[str, Any]) -> 
     if hasattr(model, "_weight_conversions"):
         built._weight_conversions = model._weight_conversions
     return built
+
+
+def stock_skeleton(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
+    """A skeleton of a model as it is; for only models that are as their class builds them can grow in memory.
+
+    Raises:
+        RequestError: the model has other modules or parameters than its class makes of its config, by name.
+    """
+    named = {"architectures": [type(model).__name__]}  # as a plan of the model has it
+    stock = skeleton(model, model.config.to_dict() | named)
+    live, kind = dict(model.named_modules()), type(model).__name__
+    for path, module in stock.named_modules():
+        found = live.get(path)
+        if found is None or type(found) is not type(module):
+            raise RequestError(
+                f"{path or 'the model'} is {type(found).__name__}, and {type(module).__name__} in a stock {kind}: only "
+                f"stock models grow in memory (undo the change, or grow the saved checkpoint)"
+            )
+        for name, value in module._parameters.items():
+            if name not in found._parameters or (found._parameters[name] is None) != (value is None):
+                raise RequestError(
+                    f"{path}.{name} is not where a stock {kind} has it; only stock models grow in memory"
+                )
+    shapes = {name: list(x.shape) for name, x in shared_names(stock)[0].items()}
+    for name, tensor in shared_names(model)[0].items():
+        if shapes.get(name) != list(tensor.shape):
+            there = shapes.get(name, "no tensor of its own")
+            raise RequestError(f"{name} is {list(tensor.shape)}, and {there} in a stock {kind} of the model's config")
+    return stock
 
 
 @contextmanager
