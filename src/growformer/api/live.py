@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import transformers
 
 ModelT = TypeVar("ModelT", bound="torch.nn.Module")
-OptimizerT = TypeVar("OptimizerT", bound="torch.optim.Optimizer | None")
+OptimizerT = TypeVar("OptimizerT", bound="torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None")
 
 
 def grow(
@@ -34,7 +34,8 @@ def grow(
 
     Args:
         model: a stock Hugging Face model, compiled or not, between two steps: no gradients, no pending backward pass.
-        optimizer: over its parameters; of a class with a state rule (`growformer.optim`). None: the model alone.
+        optimizer: over its parameters, or a list of several that share them (Muon's and AdamW's); of classes with a
+            state rule (`growformer.optim`). None: the model alone.
         expansions: see `plan`.
         warmup: steps over which the learning rate of new entries rises linearly from 0.
         freeze_old: old entries are held as they are; `growformer.optim.rates_of(optimizer).thaw()` ends it.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def grow_live(
     model: transformers.PreTrainedModel,
-    optimizer: torch.optim.Optimizer | None,
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None,
     plan: Plan,
     *,
     old: transformers.PreTrainedModel | None = None,
@@ -35,7 +35,7 @@ def grow_live(
 
     Args:
         model: a stock model, unwrapped.
-        optimizer: over its parameters; of a class that has a state rule.
+        optimizer: over its parameters, or several that share them; of classes that have a state rule.
         plan: the growth.
         old: the model's skeleton, where it is made already.
         pace: how new and old blocks learn afterwards.
@@ -46,7 +46,8 @@ def grow_live(
     """
     graft = Graft(model, plan, old)
     grafts = [graft, *(Graft(average, plan, figures=graft.applier.stds) for average in averages)]
-    trained = None if optimizer is None else Trained(inner_optimizer(optimizer), graft, pace or Pace())
+    optimizers = optimizer if isinstance(optimizer, (list, tuple)) else () if optimizer is None else (optimizer,)
+    trained = [Trained(inner_optimizer(each), graft, pace or Pace()) for each in optimizers]
     # What is compiled holds the old parameters, and would be silently run uncompiled after eight growths.
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()
@@ -55,8 +56,8 @@ def grow_live(
     with Changes() as changes, torch.no_grad():
         for each in grafts:
             each.commit(changes)
-        if trained is not None:
-            trained.commit(changes)
+        for one in trained:
+            one.commit(changes)
 
 
 class Trained:
