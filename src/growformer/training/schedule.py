@@ -1,0 +1,202 @@
+"""Growth schedules: a recipe's entries, spelled out as one growth after another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from growformer.errors import RequestError
+from growformer.training.triggers import At, Plateau, Rule, Slope
+
+ORDERED = ("step", "tokens", "flops", "share")
+"""Rules whose numbers must rise from one growth to the next."""
+
+
+class When(Rule):
+    """When to grow: exactly one rule of `At`; a list of numbers gives each growth of a sequence its own."""
+
+    step: PositiveInt | list[PositiveInt] | None = Field(default=None, description="After so many steps of the run.")
+    tokens: PositiveFloat | list[PositiveFloat] | None = Field(
+        default=None, description="Once the run has seen so many."
+    )
+    flops: PositiveFloat | list[PositiveFloat] | None = Field(
+        default=None, description="Once training has taken so many."
+    )
+    share: float | list[float] | None = Field(default=None, description="Once this share of the budget is used.")
+    plateau: Plateau | None = Field(default=None, description="Once the training loss has stopped falling.")
+    slope: Slope | None = Field(
+        default=None, description="Once the loss falls more slowly than the larger model's would."
+    )
+    tokens_per_parameter: PositiveFloat | list[PositiveFloat] | None = Field(
+        default=None, description="Once there were so many tokens for each parameter of the present model (say 20)."
+    )
+
+    @model_validator(mode="after")
+    def _one(self) -> When:
+        self.each(self.length or 1)
+        return self
+
+    @property
+    def length(self) -> int | None:
+        """Of the list, if there is one."""
+        lists = [value for value in dict(self).values() if isinstance(value, list)]
+        return len(lists[0]) if lists else None
+
+    def each(self, count: int) -> list[At]:
+        """The rule of each growth."""
+        given = {name: value for name, value in dict(self).items() if value is not None}
+        return [
+            At(**{name: value[i] if isinstance(value, list) else value for name, value in given.items()})
+            for i in range(count)
+        ]
+
+
+class Entry(Rule):
+    """One growth, or a sequence of them: what, when and how."""
+
+    at: When = Field(description="When: one rule; a list of numbers gives each growth of a sequence its own.")
+    to: dict[str, PositiveInt | list[PositiveInt]] = Field(
+        min_length=1, description="New sizes, by the names of config.json; a list gives each growth its own."
+    )
+    sequence: Literal["linear", "geometric"] | None = Field(
+        default=None, description="Get to these sizes in several growths, by equal steps or by equal ratios."
+    )
+    stages: PositiveInt | None = Field(default=None, description="How many growths, where `at` has no list.")
+    multiple_of: PositiveInt | dict[str, PositiveInt] = Field(
+        default=1, description="What sizes between are multiples of, for all sizes or by name."
+    )
+    method: str = Field(default="paper", description="How new entries start; see `growformer methods`.")
+    seed: int | None = Field(default=None, description="Of the draws for new entries; left out: the recipe's.")
+    warmup: int = Field(default=0, ge=0, description="Steps over which new entries' own learning rate rises.")
+    freeze_old: int = Field(default=0, ge=0, description="Steps for which old entries stay as they are.")
+    keep_dynamics: bool = Field(
+        default=False, description="Scaled tensors keep the updates that they had: rates follow the factors."
+    )
+    learning_rate: PositiveFloat = Field(
+        default=1.0, description="What the learning rate is multiplied by from then on."
+    )
+    layers_at: list[int] | None = Field(
+        default=None, description="Places of new layers in the grown model; left out: even."
+    )
+    prove: bool | None = Field(default=None, description="Prove this growth; left out: as the recipe says.")
+
+
+@dataclass(frozen=True)
+class Growth:
+    """One growth.
+
+    Attributes:
+        where: its entry in the recipe, such as grow[1].
+        at: when.
+        to: the sizes that change, by the names of config.json.
+        entry: how.
+    """
+
+    where: str
+    at: At
+    to: Mapping[str, int]
+    entry: Entry
+
+
+def spell_out(entries: Sequence[Entry], sizes: Mapping[str, int | None]) -> list[Growth]:
+    """The growths of a run, in order.
+
+    Args:
+        entries: the recipe's `grow`.
+        sizes: of the first model, by the names of config.json; None: follows from others. Those that entries name must
+            be there.
+
+    Raises:
+        RequestError: lists of different lengths, sizes that shrink or stay, rules whose numbers do not rise, or a size
+            that the first model does not have. The message begins with the entry's place in the recipe.
+    """
+    now = dict(sizes)
+    out: list[Growth] = []
+    for i, entry in enumerate(entries):
+        where = f"grow[{i}]"
+        for name in entry.to:
+            if name not in now:
+                raise RequestError(f"{where}.to.{name}: the model's config has no size of that name")
+        count = _count(where, entry)
+        for at, target in zip(entry.at.each(count), _targets(where, entry, now, count), strict=True):
+            changed = {name: size for name, size in target.items() if size != now[name]}
+            for name, size in changed.items():
+                before = now[name]
+                if before is not None and size < before:
+                    raise RequestError(
+                        f"{where}.to.{name}: {size} is smaller than the {before} that there are then; "
+                        "a model only grows"
+                    )
+            if not changed:
+                raise RequestError(f"{where}: one of its growths changes no size; use fewer stages, or larger sizes")
+            _require_later(where, out, at)
+            out.append(Growth(where, at, changed, entry))
+            now.update(changed)
+    return out
+
+
+def between(first: int, last: int, count: int, how: str, multiple: int = 1) -> list[int]:
+    """Sizes on the way from the first (left out) to the last (kept as it is), by equal steps or by equal ratios.
+
+    Those between are rounded to the nearest multiple, and never fall.
+    """
+    out: list[int] = []
+    for i in range(1, count):
+        part = i / count
+        size = first + (last - first) * part if how == "linear" else first * (last / first) ** part
+        rounded = round(size / multiple) * multiple
+        out.append(min(last, max(rounded, out[-1] if out else first)))
+    return [*out, last]
+
+
+def _targets(where: str, entry: Entry, now: Mapping[str, int | None], count: int) -> list[dict[str, int]]:
+    columns: dict[str, list[int]] = {}
+    for name, size in entry.to.items():
+        if isinstance(size, list):
+            columns[name] = size
+        elif count == 1:
+            columns[name] = [size]
+        elif entry.sequence is not None:
+            multiple = entry.multiple_of if isinstance(entry.multiple_of, int) else entry.multiple_of.get(name, 1)
+            first = now[name]
+            if first is None:
+                raise RequestError(
+                    f"{where}.to.{name}: the first model's config leaves it open; say it in model as well"
+                )
+            columns[name] = between(first, size, count, entry.sequence, multiple)
+        else:
+            raise RequestError(
+                f"{where}.to.{name}: {count} growths and one size; add sequence: linear or geometric, or a list "
+                f"of {count} sizes"
+            )
+    return [{name: column[i] for name, column in columns.items()} for i in range(count)]
+
+
+def _count(where: str, entry: Entry) -> int:
+    lengths = {f"to.{name}": len(size) for name, size in entry.to.items() if isinstance(size, list)}
+    if entry.at.length is not None:
+        lengths["at"] = entry.at.length
+    if entry.stages is not None:
+        lengths["stages"] = entry.stages
+    if len(set(lengths.values())) > 1:
+        told = ", ".join(f"{name}: {n}" for name, n in lengths.items())
+        raise RequestError(f"{where}: its lists speak of different numbers of growths ({told})")
+    count = next(iter(lengths.values()), 1)
+    if entry.sequence is not None and count < 2:
+        raise RequestError(f"{where}.sequence: needs several growths; say how many with stages, or a list in at")
+    return count
+
+
+def _require_later(where: str, before: Sequence[Growth], at: At) -> None:
+    if at.kind not in ORDERED:
+        return
+    value = getattr(at, at.kind)
+    earlier = [getattr(g.at, at.kind) for g in before if g.at.kind == at.kind]
+    if earlier and value <= earlier[-1]:
+        raise RequestError(
+            f"{where}.at.{at.kind}: {value:g} is not after the growth before it ({earlier[-1]:g}); growths come in "
+            "the order of the list"
+        )

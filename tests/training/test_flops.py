@@ -1,0 +1,41 @@
+"""FLOPs of training: counted by torch, held against what is known of a Llama."""
+
+from typing import Any
+
+import pytest
+
+from growformer.training.flops import size_of_model
+
+LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "vocab_size": 256,
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "tie_word_embeddings": True,
+}
+
+
+@pytest.mark.parametrize("length", [32, 256])
+@pytest.mark.parametrize("tied", [True, False])
+def test_flops_of_a_llama(length: int, tied: bool) -> None:
+    found = size_of_model({**LLAMA, "tie_word_embeddings": tied}, length)
+    # Gains are no products, and an embedding that is not tied is only looked up.
+    products = found.parameters - 7 * 64 - (0 if tied else 256 * 64)
+    attention = 12 * 3 * 64 * length
+    assert found.flops_per_token == 6 * products + attention
+    # 6ND alone leaves attention out: at most a sixth too little while sequences are short.
+    if length == 32:
+        assert 1 < found.flops_per_token / (6 * products) < 1 + 1 / 6
+
+
+def test_a_mixture_of_experts_is_counted() -> None:
+    dense = {k: v for k, v in LLAMA.items() if k != "head_dim"}
+    one = size_of_model({**dense, "model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 1}, 32)
+    two = size_of_model({**dense, "model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}, 32)
+    assert one.parameters == two.parameters
+    expert = 3 * 3 * 64 * 160
+    assert two.flops_per_token - one.flops_per_token == 6 * expert
