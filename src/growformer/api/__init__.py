@@ -4,6 +4,7 @@ from growformer.api.folders import Grown, Progress, expand_checkpoint
 from growformer.api.live import grow, new_parameters
 from growformer.api.models import expand
 from growformer.api.planned import family_of, method_named, plan
+from growformer.api.training import train
 from growformer.api.verified import verify
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "method_named",
     "new_parameters",
     "plan",
+    "train",
     "verify",
 ]

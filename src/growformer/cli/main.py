@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from growformer.cli.demo import demo
+from growformer.cli.train import train
 from growformer.errors import GrowformerError, RequestError
 
 app = typer.Typer(
@@ -149,6 +150,7 @@ def methods(json: Json = False) -> None:
 
 
 app.command()(demo)
+app.command()(train)
 
 
 def run() -> None:

@@ -1,0 +1,60 @@
+"""The log of a run: one JSON object a line; a run that resumes goes on behind its checkpoint's last line."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from growformer.checkpoint.folder import target_errors
+from growformer.errors import SourceError
+
+
+class Log:
+    """An open log.
+
+    Args:
+        path: the file.
+        length: bytes of it that belong to the run so far; what a killed run wrote after them is cut off.
+    """
+
+    def __init__(self, path: Path, length: int) -> None:
+        self.path = path
+        with target_errors(path):
+            self._file = path.open("ab")
+            if self._file.tell() < length:
+                raise SourceError(f"{path}: has {self._file.tell()} bytes, and its checkpoint knows of {length}")
+            self._file.truncate(length)
+            self._file.seek(length)
+
+    def write(self, kind: str, **values: Any) -> None:
+        """Add a line."""
+        with target_errors(self.path):
+            self._file.write((json.dumps({"kind": kind, **values}) + "\n").encode())
+            self._file.flush()
+
+    def length(self) -> int:
+        """Bytes of it, all of them on disk."""
+        with target_errors(self.path):
+            os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._file.close()
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """All lines of a log.
+
+    Raises:
+        SourceError: it cannot be read, or holds something else.
+    """
+    try:
+        return [dict(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError, TypeError) as error:
+        raise SourceError(f"{path}: cannot be read as a log: {error}") from error

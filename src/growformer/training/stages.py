@@ -1,0 +1,161 @@
+"""The stages of a run, planned from shapes before the first step: what each growth makes, and what its steps cost."""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from growformer.algebra import Family
+from growformer.errors import RequestError
+from growformer.planning import Plan
+from growformer.training.flops import size_of_model
+from growformer.training.recipe import Budget, RecipeFile
+from growformer.training.schedule import Growth, spell_out
+from growformer.training.triggers import Now, Size, fires
+
+if TYPE_CHECKING:
+    import transformers
+
+MOST_STEPS = 2_000_000
+"""Steps of a budget in FLOPs that are gone through beforehand to see how much text they take."""
+
+
+class Growing(Protocol):
+    """What the layer above gives a run: `growformer.plan`, `growformer.grow`, the family of a config.json."""
+
+    def plan(self, model: Any, /, **request: Any) -> Plan: ...
+
+    def grow(self, model: Any, optimizers: Any, /, **request: Any) -> Any: ...
+
+    def family(self, config: dict[str, Any], /) -> Family: ...
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One model of a run.
+
+    Attributes:
+        growth: what leads to it; None for the first.
+        config: what its config.json holds.
+        size: of it.
+    """
+
+    growth: Growth | None
+    config: Mapping[str, Any]
+    size: Size
+
+
+def plan_stages(file: RecipeFile, config: Mapping[str, Any], growing: Growing) -> list[Stage]:
+    """Plan every growth of a recipe, one on top of the other.
+
+    Raises:
+        RequestError: a growth has no exact answer, comes after the budget's end, or makes no sense; the message begins
+            with its line in the recipe.
+    """
+    length = file.recipe.sequence_length
+    stages = [Stage(None, config, size_of_model(config, length))]
+    try:
+        growths = spell_out(file.recipe.grow, _sizes(config))
+    except RequestError as error:
+        raise RequestError(_placed(file, str(error))) from error
+    for growth in growths:
+        _require_within(file, growth)
+        try:
+            made = growing.plan(bare_model(stages[-1].config), **request_of(growth, file.recipe.seed))
+            if made.dead:
+                raise RequestError(made.dead[0])
+        except RequestError as error:
+            raise RequestError(_placed(file, f"{growth.where}: {error}")) from error
+        stages.append(Stage(growth, made.target_config, size_of_model(made.target_config, length)))
+    return stages
+
+
+def request_of(growth: Growth, seed: int) -> dict[str, Any]:
+    """A growth as keywords of `growformer.plan`."""
+    entry = growth.entry
+    return {
+        **growth.to,
+        "method": entry.method,
+        "seed": seed if entry.seed is None else entry.seed,
+        **({"layers_at": entry.layers_at} if entry.layers_at is not None else {}),
+    }
+
+
+def bare_model(config: Mapping[str, Any]) -> transformers.PreTrainedModel:
+    """A model of a config, without memory."""
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    made = CONFIG_MAPPING[config["model_type"]].from_dict(copy.deepcopy(dict(config)))
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(made)  # type: ignore[no-any-return]
+
+
+def steps_of(budget: Budget, stages: Sequence[Stage], tokens: int) -> int | None:
+    """How many steps a budget is; None where that depends on the loss.
+
+    Args:
+        budget: of the run.
+        stages: its models.
+        tokens: of a step.
+    """
+    if budget.kind != "flops":
+        return math.ceil(budget.amount / (tokens if budget.kind == "tokens" else 1))
+    if any(s.growth is not None and s.growth.at.remembers for s in stages):
+        return None
+    step, flops, at = 0, 0.0, 0
+    while flops < budget.amount:
+        step, flops = step + 1, flops + tokens * stages[at].size.flops_per_token
+        if step > MOST_STEPS:
+            return None
+        while at + 1 < len(stages):
+            seen = Now(step, step * tokens, flops, flops / budget.amount, 0.0, stages[at].size, stages[at + 1].size)
+            growth = stages[at + 1].growth
+            assert growth is not None
+            if not fires(growth.at, seen, {})[0]:
+                break
+            at += 1
+    return step
+
+
+def _sizes(config: Mapping[str, Any]) -> dict[str, int | None]:
+    """Fields of a config that are whole numbers or open, under every name that the config class has for them."""
+    from transformers import CONFIG_MAPPING
+
+    made = CONFIG_MAPPING[config["model_type"]].from_dict(copy.deepcopy(dict(config)))
+    names = [*config, *type(made).attribute_map]
+    found = {name: getattr(made, name, None) for name in names}
+    return {name: x for name, x in found.items() if x is None or (isinstance(x, int) and not isinstance(x, bool))}
+
+
+def _require_within(file: RecipeFile, growth: Growth) -> None:
+    """Refuse a growth that would come after the budget's end, where both are known."""
+    budget, at = file.recipe.budget, growth.at
+    per_step = file.recipe.batch_tokens
+    ends = {
+        "steps": {"step": budget.amount, "tokens": budget.amount * per_step},
+        "tokens": {"step": math.ceil(budget.amount / per_step), "tokens": budget.amount},
+        "flops": {"flops": budget.amount},
+    }[budget.kind]
+    if at.kind in ends and getattr(at, at.kind) >= ends[at.kind]:
+        raise RequestError(
+            _placed(
+                file,
+                f"{growth.where}.at.{at.kind}: {getattr(at, at.kind):g} is not before the budget's end "
+                f"({budget.kind}: {budget.amount:g}), so this growth would never come",
+            )
+        )
+
+
+def _placed(file: RecipeFile, message: str) -> str:
+    """A message that begins with a place in `grow`, with the file and the line before it."""
+    found = re.match(r"grow\[(\d+)\]((?:\.\w+)*)", message)
+    if found is None:
+        return f"{file.path}: {message}"
+    key = ("grow", int(found[1]), *found[2].split(".")[1:])
+    return file.where(*key) + message[found.end() :]
