@@ -206,6 +206,8 @@ def _barred(family: Family, plan: Plan) -> Iterator[_Tamper]:
 
 def _left_behind(family: Family, plan: Plan) -> Iterator[_Tamper]:
     """Leave a norm's gain, then its shift, where it stood before a new layer took it over."""
+    if not any(norm.feeds for norm in family.norms.values()):
+        return  # nor need the source's patterns know every tensor of the target
     prefix, seen = _prefix(family, plan), set[str]()
     for tensor in plan.tensors:
         name, pattern, index = family.find(family.full_name(tensor.name, prefix))
