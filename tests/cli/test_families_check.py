@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from growformer.api import checking
-from growformer.api.checking import AxisReport, Control, FamilyReport, Growth
+from growformer.api.checking import AxisReport, Control, Decoding, FamilyReport, Growth
 from growformer.report import families as report
 
 from .harness import Cli
@@ -31,6 +31,11 @@ HOLDS = FamilyReport(
         Growth("all together", "LlamaForCausalLM", "bfloat16", {"head_dim": 20}, "exact", algebra=2e-15, ratio=0.8),
     ),
     controls=(Control("an eps stays as it was", "rms_norm_eps", {"structure": True, "outputs": True}),),
+    decoding=(
+        Decoding.of("key-value cache", 3e-15, ""),
+        Decoding.of("sliding window", 4e-15, "sliding_window cut to 8"),
+        Decoding.of("position_ids", None, ""),
+    ),
     seconds=12.0,
 )  # fmt: skip
 BROKEN = {
@@ -40,6 +45,9 @@ BROKEN = {
     "a growth": replace(HOLDS, growths=(replace(HOLDS.growths[0], state="fails", detail="algebra: 1e-3"),)),
     "a proof": replace(HOLDS, growths=(replace(HOLDS.growths[0], state="not checked", detail="why"),)),
     "a control": replace(HOLDS, controls=(Control("a rule", "there", {"structure": True, "outputs": False}),)),
+    "a cache": replace(HOLDS, decoding=(Decoding.of("key-value cache", 2e-12, ""),)),
+    "a window that was not measured": replace(HOLDS, decoding=(Decoding.of("sliding window", float("nan"), ""),)),
+    "no comparison": replace(HOLDS, decoding=(Decoding("decoding", "fails", None, "one path is of one model only"),)),
     "no proof": replace(HOLDS, growths=()),
 }
 
@@ -54,7 +62,18 @@ def found(monkeypatch: pytest.MonkeyPatch) -> list[FamilyReport]:
 def test_a_check_that_holds(cli: Cli, found: list[FamilyReport]) -> None:
     said = cli("families", "check", "llama")
     assert (said.code, said.err) == (0, "") and "FAILS" not in said.out
-    for text in ("free in, zero out", "head_dim=20: no", "1e-15", "0.80", "depth has an order", "noticed", "mlp_bias"):
+    for text in (
+        "free in, zero out",
+        "head_dim=20: no",
+        "1e-15",
+        "0.80",
+        "depth has an order",
+        "noticed",
+        "mlp_bias",
+        "3e-15",
+        "4e-15 (sliding_window cut to 8)",
+        "none",
+    ):
         assert text in said.out
     assert FamilyReport.from_json(json.loads(cli("families", "check", "llama", "--json").out)) == HOLDS
 
@@ -112,6 +131,8 @@ def test_the_page_is_made_of_results_alone(cli: Cli, monkeypatch: pytest.MonkeyP
     cells = dict(zip(headers, rows[0], strict=True))
     assert (cells["family"], cells["mlp"], cells["key"], cells["heads"]) == ("llama", "any", "no", "-")
     assert "| key | head_dim | refused | head_dim=20: no \\| never |" in page
+    assert "| family | class | key-value cache | sliding window | position_ids |" in page
+    assert "| llama | LlamaForCausalLM | 3e-15 | 4e-15 (sliding_window cut to 8) | none |" in page
     listed = json.loads(cli("families", "--json").out)[0]
     assert listed["sizes"] == {"intermediate_size": "any", "head_dim": "no"}
     assert "head_dim" not in next(line for line in cli("families").out.splitlines() if line.startswith("| llama"))

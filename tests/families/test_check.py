@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from growformer.algebra import Family, Field, Norm
 from growformer.api.checking import check_family, load_family
@@ -37,6 +38,7 @@ def test_a_family_is_as_it_says(name: str, fresh: Verifier) -> None:
     found = check_family(name, dtypes=("float64", "bfloat16"), within=fresh)
     assert found.failures == []
     assert found.permuted and found.controls and found.axes
+    assert bool(found.decoding) == (found.architectures[0] in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     assert all(growth.algebra is not None for growth in found.growths if growth.state == "exact")
     assert FamilyReport.from_json(json.loads(json.dumps(found.to_json()))) == found
 

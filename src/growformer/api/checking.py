@@ -12,13 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from growformer.algebra import Family
-from growformer.api.checks.controls import broken_choices, broken_folders, mislabelled
+from growformer.api.checks.controls import (
+    CLOSED_RULE,
+    WINDOW_RULE,
+    Broken,
+    broken_choices,
+    broken_folders,
+    longer_window,
+    mislabelled,
+)
 from growformer.api.checks.cover import Cover, cover_family
 from growformer.api.checks.optins import TITLE, opt_ins
 from growformer.api.checks.order import Orders, difference_of, differences
 from growformer.api.checks.recipes import recipe_of
 from growformer.api.checks.requests import Asked, Planner
-from growformer.api.checks.results import AxisReport, Control, FamilyReport, Growth, State
+from growformer.api.checks.results import AxisReport, Control, Decoding, FamilyReport, Growth, State
 from growformer.api.checks.samples import load_family, save_tiny, serving
 from growformer.api.checks.verifying import Verifier, verifier
 from growformer.api.folders import Grown, expand_checkpoint
@@ -27,7 +35,7 @@ from growformer.errors import GrowformerError, PatternError, RequestError
 from growformer.planning.choices import Choices
 from growformer.proof.bar import BAR
 
-__all__ = ["DTYPES", "AxisReport", "Control", "FamilyReport", "Growth", "check_family", "load_family"]
+__all__ = ["DTYPES", "AxisReport", "Control", "Decoding", "FamilyReport", "Growth", "check_family", "load_family"]
 
 DTYPES = ("float64", "float32", "bfloat16")
 """Storage dtypes of the sources that the combined request is tried on."""
@@ -113,6 +121,7 @@ class _Check:
     axes: list[AxisReport] = field(default_factory=list)
     makings: list[_Making] = field(default_factory=list)
     caught: list[Control] = field(default_factory=list)
+    decoding: list[Decoding] = field(default_factory=list)
     growths: list[Growth] = field(default_factory=list)
     _sources: dict[tuple[str, str, str], Path] = field(default_factory=dict)
 
@@ -290,7 +299,7 @@ class _Check:
     def controls(self) -> None:
         self.say("controls")
         made = next((m for m in self.makings if m.grown is not None and m.growth.what == "all together"), None)
-        waiting = []
+        waiting, decoding = [], None
         for chosen in self.makings:
             if chosen.grown is None or not chosen.growth.what.startswith(TITLE):
                 continue
@@ -302,11 +311,43 @@ class _Check:
             plan, out = made.grown.plan, made.grown.out
             for broken in broken_folders(self.planner(src).family, plan, out, self.root):
                 waiting.append((broken, self.fresh.judge(self.declared, src, broken.folder)))
+            decoding = self._decoding(src, out, [broken for broken, _ in waiting if broken.rule == CLOSED_RULE])
         for what, literal, axes in mislabelled(self.declared):
             self.caught.append(self._mislabelled(what, literal, axes))
         for broken, answer in waiting:
             found = answer.result()
             self.caught.append(Control(broken.rule, broken.where, found["caught"], found["detail"]))
+        if decoding is not None:
+            self._decoded(*decoding)
+
+    def _decoding(
+        self, src: Path, out: Path, broken: list[Broken]
+    ) -> tuple[Future[dict[str, Any]], list[Broken]] | None:
+        """Hand a causal model, before and after growth and broken, to the process that proves."""
+        from growformer.proof.decoding import decodes
+        from growformer.proof.float64 import stock_config
+
+        if not decodes(stock_config(src)):
+            return None
+        window = longer_window(out, self.root)
+        broken = broken + ([window] if window is not None else [])
+        return self.fresh.decode(self.declared, src, out, [one.folder for one in broken]), broken
+
+    def _decoded(self, answer: Future[dict[str, Any]], broken: list[Broken]) -> None:
+        from growformer.proof.decoding import SLIDING
+
+        found = answer.result()
+        self.decoding = [Decoding.of(path, difference, note) for path, (difference, note) in found["paths"].items()]
+        if found["detail"]:
+            self.decoding.append(Decoding("decoding", "fails", None, found["detail"]))
+        for one, caught in zip(broken, found["broken"], strict=True):
+            # The other paths may be shorter than the window.
+            seen = caught if one.rule != WINDOW_RULE else {SLIDING: caught.get(SLIDING, False)}
+            at = next((i for i, c in enumerate(self.caught) if (c.rule, c.where) == (one.rule, one.where)), None)
+            if at is None:
+                self.caught.append(Control(one.rule, one.where, seen))
+            else:
+                self.caught[at] = replace(self.caught[at], caught={**self.caught[at].caught, **seen})
 
     def _mislabelled(self, what: str, literal: Family, axes: set[str]) -> Control:
         rule, _, where = what.partition(": ")
@@ -333,6 +374,7 @@ class _Check:
             tuple(self.axes),
             tuple(self.growths),
             tuple(self.caught),
+            tuple(self.decoding),
             round(seconds, 1),
         )
 

@@ -116,6 +116,8 @@ def print_check(found: FamilyReport) -> None:
     told = found.to_json()
     show.table(report.AXIS_HEADERS, report.axis_rows(told), title=f"{found.family}: each axis alone")
     show.table(report.GROWTH_HEADERS, report.growth_rows(told), title="All together:")
+    if found.decoding:
+        show.table(*report.decoding_table({found.family: told}), title="Decoding, before and after growth:")
     if found.permuted:
         rows = [(axes, f"{difference:.0e}") for axes, difference in found.permuted.items()]
         rows += [(axis, f"not tried: {why}") for axis, why in found.fixed.items()]

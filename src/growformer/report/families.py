@@ -46,6 +46,7 @@ def slim(report: Report) -> dict[str, Any]:
         | {"detail": growth["detail"][:400]}
         for growth in report["growths"]
     ]
+    out["decoding"] = [path | {"difference": _digits(path["difference"])} for path in report["decoding"]]
     out["controls"] = [{name: control[name] for name in ("rule", "where", "caught")} for control in report["controls"]]
     return out
 
@@ -142,6 +143,33 @@ def _difference(growth: Mapping[str, Any]) -> str:
 GROWTH_HEADERS = ("growth", "class", "source", "verdict", "difference", "noise floors")
 
 
+def decoding_table(reports: Mapping[str, Report]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """What each causal family gives where its code takes another path than a plain forward pass.
+
+    Returns:
+        (headers, rows): the family, its class, and a column for every path; `none` where the class has no such path.
+    """
+    causal = {
+        name: {p["path"]: p for p in report["decoding"]} for name, report in reports.items() if report["decoding"]
+    }
+    paths = tuple(dict.fromkeys(path for told in causal.values() for path in told))
+    rows = [
+        (name, reports[name]["architectures"][0], *(_path(told.get(path)) for path in paths))
+        for name, told in causal.items()
+    ]
+    return ("family", "class", *paths), rows
+
+
+def _path(told: Mapping[str, Any] | None) -> str:
+    if told is None:
+        return ""
+    if told["state"] == "absent":
+        return "none"
+    measured = "" if told["difference"] is None else f"{told['difference']:.0e}"
+    said = " ".join(filter(None, (measured, f"({told['detail']})" if told["detail"] else "")))
+    return said if told["state"] == "exact" else f"fails: {said}"
+
+
 def markdown(results: Mapping[str, Any]) -> str:
     """docs/families.md."""
     reports = results["families"]
@@ -164,6 +192,17 @@ def markdown(results: Mapping[str, Any]) -> str:
         "of the stock class and of its config, found by asking for every size up to three times the source's.",
         "",
         *_table(*matrix(reports)),
+        "",
+        "## Decoding",
+        "",
+        "Causal language models take other paths than one plain forward pass: token by token with a key-value cache, "
+        "batches padded on the left, sequences longer than a sliding window, positions given by the caller, with gaps. "
+        "Each was run before and after all axes grew together, from a float64 source: the relative difference in true "
+        "float64, of which 1e-12 is allowed. `none`: the class has no such path (its sample sees every earlier token, "
+        "or its forward pass takes no `position_ids`). A closed entry that was filled on purpose, and a window one "
+        "longer, were noticed on every path that they concern.",
+        "",
+        *_table(*decoding_table(reports)),
     ]
     for name, report in reports.items():
         lines += ["", f"## {name}", "", *_table(AXIS_HEADERS, axis_rows(report)), ""]

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     from growformer.proof.floor import Layout
 
+CLOSED_RULE = "one closed entry is filled"
+WINDOW_RULE = "the window is one longer"
+
 
 @dataclass(frozen=True)
 class Broken:
@@ -56,10 +59,26 @@ def broken_choices(family: Family, plan: Plan, out: Path, root: Path) -> Iterato
 
 def _made(tampers: Iterable[_Tamper], out: Path, root: Path) -> Iterator[Broken]:
     for number, (rule, where, change) in enumerate(tampers):
-        folder = root / f"{out.name}-broken-{number}"
-        shutil.copytree(out, folder)
-        change(folder)
-        yield Broken(rule, where, folder)
+        yield _broken(rule, where, change, out, root / f"{out.name}-broken-{number}")
+
+
+def longer_window(out: Path, root: Path) -> Broken | None:
+    """A copy of a grown folder in which a token sees one place further back; None where it sees everything."""
+    from growformer.proof.decoding import LONGEST, window_of
+    from growformer.proof.float64 import stock_config
+
+    found = window_of(stock_config(out))
+    # A longer window is cut in both models before they are compared.
+    if found is None or found[1] > LONGEST:
+        return None
+    name, value = found
+    return _broken(WINDOW_RULE, name, _field(name, value + 1), out, root / f"{out.name}-broken-window")
+
+
+def _broken(rule: str, where: str, change: Callable[[Path], None], out: Path, folder: Path) -> Broken:
+    shutil.copytree(out, folder)
+    change(folder)
+    return Broken(rule, where, folder)
 
 
 _Tamper = tuple[str, str, Callable[[Path], None]]
@@ -112,7 +131,7 @@ def _closed(family: Family, plan: Plan) -> _Tamper | None:
         def fill(x: torch.Tensor, at: tuple[int, ...] = block.start) -> None:
             x[at] += 0.5
 
-        return "one closed entry is filled", tensor.name, _tensor(tensor.name, fill)
+        return CLOSED_RULE, tensor.name, _tensor(tensor.name, fill)
     return None
 
 
@@ -145,19 +164,7 @@ def _eps(family: Family, plan: Plan) -> Iterator[_Tamper]:
         old, new = lookup(plan.source_config, name), lookup(plan.target_config, name)
         if old is None or old == new:
             continue
-
-        def leave(folder: Path, name: str = name, old: Any = old) -> None:
-            path = folder / "config.json"
-            config = json.loads(path.read_text(encoding="utf-8"))
-            *parents, last = name.split(".")
-            inner = config
-            for parent in parents:
-                inner = inner[parent]
-            inner[last] = old
-            path.write_text(json.dumps(config, indent=2), encoding="utf-8")
-            _sign(folder, path)
-
-        yield "an eps stays as it was", name, leave
+        yield "an eps stays as it was", name, _field(name, old)
         return
 
 
@@ -199,6 +206,8 @@ def _barred(family: Family, plan: Plan) -> Iterator[_Tamper]:
 
 def _left_behind(family: Family, plan: Plan) -> Iterator[_Tamper]:
     """Leave a norm's gain, then its shift, where it stood before a new layer took it over."""
+    if not any(norm.feeds for norm in family.norms.values()):
+        return  # nor need the source's patterns know every tensor of the target
     prefix, seen = _prefix(family, plan), set[str]()
     for tensor in plan.tensors:
         name, pattern, index = family.find(family.full_name(tensor.name, prefix))
@@ -222,6 +231,23 @@ def _left_behind(family: Family, plan: Plan) -> Iterator[_Tamper]:
                 _rewrite(folder, swap)
 
             yield f"a {atom.stand} is left where a new layer took it over", tensor.name, back
+
+
+def _field(name: str, value: Any) -> Callable[[Path], None]:
+    """Set a field of config.json; its name may have dots."""
+
+    def change(folder: Path) -> None:
+        path = folder / "config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        *parents, last = name.split(".")
+        inner = config
+        for parent in parents:
+            inner = inner[parent]
+        inner[last] = value
+        path.write_text(json.dumps(config, indent=2), encoding="utf-8")
+        _sign(folder, path)
+
+    return change
 
 
 def _swaps(family: Family, plan: Plan, out: Path) -> Iterator[_Tamper]:

@@ -117,7 +117,7 @@ class Planner:
         if moves[new]:
             limit += f"; brings {', '.join(moves[new])}"
         return Asked(
-            name, axes, old, new, limit.replace(f"from {2 * old} on", "twice the size on"), dead, tuple(moves[new])
+            name, axes, old, new, limit.replace(f"from {2 * old} on", "from twice the size on"), dead, tuple(moves[new])
         )
 
     def _choice(self, axes: tuple[str, ...], old: int, sizes: list[int]) -> int:
@@ -149,6 +149,9 @@ class Planner:
             if step > 1 and sizes == [size for size in tried if whole % size == 0 and size % step == 0]:
                 return f"multiples of {others[step]} that divide {others[whole]}"
         for whole, other in others.items():
+            # Copies: the rule that grants less is the one to tell where the sample's sizes fit both.
+            if sizes == [size for size in tried if whole % size == 0 and size % old == 0]:
+                return f"whole multiples that divide {other}"
             if sizes == [size for size in tried if whole % size == 0]:
                 return f"divisors of {other}"
         if sizes == list(range(sizes[0], last + 1)):

@@ -88,6 +88,33 @@ class Control:
 
 
 @dataclass(frozen=True)
+class Decoding:
+    """What a causal model gives where its code takes another path, before and after all axes grew together.
+
+    Attributes:
+        path: its name in `growformer.proof.decoding.CHECKS`.
+        state: "absent" where the class has no such path.
+        difference: relative, in true float64; None where there is none.
+        detail: what had to be changed in both models to run it, or why it failed.
+    """
+
+    path: str
+    state: Literal["exact", "fails", "absent"]
+    difference: float | None = None
+    detail: str = ""
+
+    @classmethod
+    def of(cls, path: str, difference: float | None, note: str) -> Decoding:
+        """What was measured, held against the bar."""
+        from growformer.proof.bar import BAR
+
+        state: Literal["exact", "fails", "absent"] = (
+            "exact" if difference is not None and difference <= BAR else "fails"
+        )
+        return cls(path, "absent" if difference is None else state, difference, note)
+
+
+@dataclass(frozen=True)
 class FamilyReport:
     """Everything that a check found.
 
@@ -103,6 +130,7 @@ class FamilyReport:
         axes: by axis.
         growths: every growth that was made.
         controls: every rule that was broken.
+        decoding: the first class beside its plain forward pass; empty where it is no causal language model.
         seconds: how long it all took.
     """
 
@@ -117,6 +145,7 @@ class FamilyReport:
     axes: tuple[AxisReport, ...] = ()
     growths: tuple[Growth, ...] = ()
     controls: tuple[Control, ...] = ()
+    decoding: tuple[Decoding, ...] = ()
     seconds: float = 0.0
 
     @property
@@ -134,6 +163,10 @@ class FamilyReport:
         for growth in self.growths:
             if growth.state in ("fails", "not checked"):
                 out.append(f"{growth.what} ({growth.architecture}, {growth.dtype}): {growth.detail}")
+        for path in self.decoding:
+            if path.state == "fails":
+                measured = "" if path.difference is None else f"{path.difference:.1e}, allowed {BAR:.0e}"
+                out.append(f"{path.path}, before and after growth: {'; '.join(filter(None, (measured, path.detail)))}")
         for control in self.controls:
             missed = [name for name, caught in control.caught.items() if not caught]
             if missed:
@@ -158,6 +191,7 @@ class FamilyReport:
         given["axes"] = tuple(AxisReport(**{**a, "moves": tuple(a["moves"])}) for a in data["axes"])
         given["growths"] = tuple(Growth(**g) for g in data["growths"])
         given["controls"] = tuple(Control(**c) for c in data["controls"])
+        given["decoding"] = tuple(Decoding(**d) for d in data["decoding"])
         for name in ("architectures", "problems", "gaps", "undeclared"):
             given[name] = tuple(data[name])
         return cls(**given)

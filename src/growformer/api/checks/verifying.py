@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -41,6 +41,10 @@ class Verifier:
     def judge(self, family: Family, src: Path, out: Path) -> Future[dict[str, Any]]:
         """See `judge_folder`."""
         return self._pool.submit(judge_folder, family, str(src), str(out))
+
+    def decode(self, family: Family, src: Path, out: Path, broken: Sequence[Path]) -> Future[dict[str, Any]]:
+        """See `decode_folder`."""
+        return self._pool.submit(decode_folder, family, str(src), str(out), [str(folder) for folder in broken])
 
 
 @contextmanager
@@ -184,6 +188,38 @@ def judge_folder(family: Family, src: str, out: str) -> dict[str, Any]:
         seen = {"structure": _tried(structure), "outputs": _tried(outputs)}
     said = "; ".join(f"{name}: {text}" for name, (_, text) in seen.items())
     return {"caught": {name: caught for name, (caught, _) in seen.items()}, "detail": said}
+
+
+def decode_folder(family: Family, src: str, out: str, broken: Sequence[str]) -> dict[str, Any]:
+    """What a causal language model gives where its code takes another path, before and after growth.
+
+    Args:
+        family: serves its model type.
+        src, out: the two folders.
+        broken: copies of `out` that are wrong.
+
+    Returns:
+        paths: by the name of a check of `growformer.proof.decoding`, the relative difference (None: the class has no
+        such path) and a note; broken: for each of those folders, whether each check that has a path notices; detail:
+        why nothing could be compared.
+    """
+    from growformer.checkpoint import Receipt
+    from growformer.proof.bar import BAR
+    from growformer.proof.decoding import Decoding
+    from growformer.proof.outputs import grown_axes
+
+    try:
+        with serving(family), contextlib.redirect_stdout(sys.stderr):
+            source, reads = Decoding(Path(src), length=LENGTH), grown_axes(Receipt.read(Path(out)).axes)
+            found = [source.to(Path(folder), reads) for folder in (out, *broken)]
+    except Exception as error:  # any failure of a check is a finding
+        return {"paths": {}, "broken": [{} for _ in broken], "detail": f"{type(error).__name__}: {error}"}
+    relative = [{n: d.difference.relative for n, d in each.items() if d.difference is not None} for each in found]
+    return {
+        "paths": {name: (relative[0].get(name), d.note) for name, d in found[0].items()},
+        "broken": [{name: not value <= BAR for name, value in each.items()} for each in relative[1:]],
+        "detail": "",
+    }
 
 
 def _tried(check: Callable[[], tuple[bool, str]]) -> tuple[bool, str]:
