@@ -61,6 +61,12 @@ def grow(
     made = plan(inner, *expansions, **request)
     if made.dead:
         raise RequestError(f"{made.dead[0]} (a checkpoint can be grown so with expand_checkpoint(allow_dead=True))")
+    if made.source_family or made.within_eps:
+        what = f"becomes a {made.family}" if made.source_family else "has layers that hand their last norm to new ones"
+        raise RequestError(
+            f"{type(inner).__name__} {what}, which its live modules cannot follow; grow the saved checkpoint instead "
+            f"(save_pretrained, then expand_checkpoint)"
+        )
     pace = Pace(warmup=warmup, freeze_old=freeze_old, keep_dynamics=keep_dynamics)
     grow_live(inner, optimizer, made, old=old, pace=pace, averages=copies)
     return model, optimizer
