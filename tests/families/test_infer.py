@@ -141,9 +141,14 @@ def test_a_stream_is_what_is_added_to_what_was_computed_from_it() -> None:
     trace = watch(Tower(), ids)
     assert [[node.size for node in dim] for dim in trace.residual] == [[5]]
     assert len(trace.streams) == 2  # the sum of embeddings as well
-    assert all(a and b for a, b in trace.sides)
-    # Numbers that nothing stores, on the stream.
-    assert any(not a or not b for a, b in watch(Tower(), {**ids, "loose": True}).sides)
+    assert all(a and b for _, a, b in trace.sides)
+    # Numbers that nothing stores, on the stream, keep it as it is; a table that has two names is stored.
+    family = Family("tiny", ("tiny",), ("Tiny",), {"hidden": Field("h")}, {"f": "hidden <- hidden"}, {}, ())
+    tower = Tower()
+    tower.wide, tower.kinds = torch.nn.Linear(3, 5), tower.tokens
+    for loose, axes in ((False, []), (True, [("hidden",)])):
+        base = Probe({}, {"h": 5}, {}, trace=watch(tower, {**ids, "loose": loose}), model=tower)
+        assert [one.axes for one in frozen(family, base, {})] == axes
 
 
 def test_biases_and_angles_say_nothing_of_the_scale_of_scores() -> None:

@@ -232,7 +232,8 @@ class Patterns:
         for part in parts:
             own = self.role(part) if not role else ""
             said, _ = self._one(part, own or role)
-            said = f"({said})" if "|" in said else said
+            # A part that is a concatenation itself, and nothing more, is some of these parts.
+            said = f"({said})" if "|" in said and own else said
             texts.append(f"{own}: {said}" if own else said)
         return " | ".join(texts)
 

@@ -111,8 +111,11 @@ def _size(family: Family, dim: Any, full: Mapping[str, Any], fixed: int) -> int:
 
 def _loose(base: Probe) -> Iterator[str]:
     """Numbers that no tensor stores, added to the stream channel by channel: its channels have an order."""
-    trace = base.trace
-    stored = {place.param for place in base.places.values()}
-    for sides in trace.sides if trace is not None else ():
-        if any(not past & stored for past in sides):
+    if base.trace is None or base.model is None:
+        return
+    stored = set(base.model.state_dict())  # a shared tensor by all its names
+    streams = {node.root for dim in base.trace.residual for node in dim}
+    for dim, *sides in base.trace.sides:
+        # A mask on a table of biases is no part of the stream.
+        if any(node.root in streams for node in dim) and any(not past & stored for past in sides):
             yield "numbers that no tensor stores are added to the stream, channel by channel"

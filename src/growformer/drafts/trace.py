@@ -105,7 +105,7 @@ class Trace:
         streams: the last dims of sums on the stream; residual: those to which what was computed from them was added.
         scaled: by weight, the vector that its output was multiplied by, channel by channel.
         touched: every parameter that some operation took.
-        sides: of every sum on the stream, channel by channel, by which parameters each side came.
+        sides: of every sum on a stream, its last dim, and by which parameters each side came.
     """
 
     params: dict[str, tuple[Dim, ...]] = field(default_factory=dict)
@@ -120,7 +120,7 @@ class Trace:
     residual: list[Dim] = field(default_factory=list)
     scaled: dict[str, str] = field(default_factory=dict)
     touched: set[str] = field(default_factory=set)
-    sides: list[tuple[frozenset[str], frozenset[str]]] = field(default_factory=list)
+    sides: list[tuple[Dim, frozenset[str], frozenset[str]]] = field(default_factory=list)
     used: dict[str, str] = field(default_factory=dict)
     outputs: dict[str, torch.Tensor] = field(default_factory=dict)
 
@@ -284,7 +284,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                         self.trace.scales.setdefault(writer, i.scale)
             self.trace.streams.append(info.dims[-1])
             if a.dims[-1] and b.dims[-1]:
-                self.trace.sides.append((a.past, b.past))
+                self.trace.sides.append((info.dims[-1], a.past, b.past))
             return replace(info, stream=True, normed="", scale=1.0, writers=a.writers | b.writers)
         if bool(a.scores) != bool(b.scores):  # a bias on scores says nothing of their scale
             return replace(info, normed="", scale=(a if a.scores else b).scale)
