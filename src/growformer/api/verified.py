@@ -20,6 +20,8 @@ from growformer.proof.prove import LEVELS, prove
 if TYPE_CHECKING:
     import transformers
 
+    from growformer.proof.case import Case
+
 
 def verify(
     source: str | Path | transformers.PreTrainedModel | None,
@@ -55,11 +57,8 @@ def verify(
         return _verify_models(source, target, level, room, progress)
     out = Path(target)
     src = source_of(out) if source is None else located(source)
-    raw, config = read_config(src), read_config(out)
     receipt = Receipt.read(out)
-    made = replace(Plan.from_json(receipt.plan), axes=receipt.axes, layers=receipt.layers, source_config=raw)
-    made = replace(made, family=receipt.family, source_family=receipt.source_family)
-    family = family_of(raw)
+    case = recorded(src, out, receipt)
     changed = [f"{n} in the source" for n in _changed(receipt, src, "source")]
     changed += [f"{n} in the grown folder" for n in _changed(receipt, out, "target")]
     files = Claim(
@@ -68,7 +67,6 @@ def verify(
         "every hash as in the receipt" if not changed else f"other than in the receipt: {', '.join(changed)}",
         "none changed",
     )
-    case = case_of(family, made, src, out, raw, config)
     proof = prove(case, level, lambda what: progress(what, 0, 0), memory=room)
     return Proof((files, *proof.claims), proof.measured)
 
@@ -91,6 +89,18 @@ def source_of(target: str | Path) -> Path:
             f"{out}: its growformer.json names {path!r} as the source, and there is no such folder{seen}; {say}"
         )
     return Path(path)
+
+
+def recorded(src: Path, out: Path, receipt: Receipt) -> Case:
+    """The growth that a receipt speaks of, as the proofs see it.
+
+    Raises:
+        RequestError, SourceError: see `family_of` and `case_of`.
+    """
+    raw = read_config(src)
+    made = replace(Plan.from_json(receipt.plan), axes=receipt.axes, layers=receipt.layers, source_config=raw)
+    made = replace(made, family=receipt.family, source_family=receipt.source_family)
+    return case_of(family_of(raw), made, src, out, raw, read_config(out))
 
 
 def _changed(receipt: Receipt, folder: Path, which: Literal["source", "target"]) -> list[str]:

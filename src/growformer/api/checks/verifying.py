@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from multiprocessing import get_context, parent_process
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -143,15 +142,10 @@ def _algebra(measured: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _case(src: Path, out: Path) -> Case:
-    from growformer.api.planned import family_of
-    from growformer.checkpoint import Receipt, read_config
-    from growformer.checkpoint.stock import full_config
-    from growformer.planning import Plan
-    from growformer.proof.case import Case
+    from growformer.api.verified import recorded
+    from growformer.checkpoint import Receipt
 
-    raw, receipt = read_config(src), Receipt.read(out)
-    plan = replace(Plan.from_json(receipt.plan), axes=receipt.axes, layers=receipt.layers, source_config=raw)
-    return Case(family_of(raw), plan, src, out, full_config(raw)[0], read_config(out))
+    return recorded(src, out, Receipt.read(out))
 
 
 def _outputs(case: Case, measured: dict[str, Any]) -> list[Claim]:
