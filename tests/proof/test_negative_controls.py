@@ -163,7 +163,7 @@ def test_a_changed_byte_is_found_by_its_hash(grown: tuple[Path, Path], copy: Fol
     assert "model.safetensors" in claims["files"].found
 
 
-def appended_pairs(old: int, new: int) -> list[int]:
+def appended_pairs(old: int, new: int, *how: object, **more: object) -> list[int]:
     """Rotary channels left where they were, so that channel i + k/2 turns with another frequency."""
     return list(range(old))
 
