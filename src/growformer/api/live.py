@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from growformer.api.planned import plan
@@ -11,6 +11,10 @@ from growformer.errors import RequestError
 if TYPE_CHECKING:
     import torch
     import transformers
+
+    from growformer.planning import Plan
+
+SHARDS = "say growformer.grow(..., shard=function), with what sharded it by fully_shard (FSDP2)"
 
 ModelT = TypeVar("ModelT", bound="torch.nn.Module")
 OptimizerT = TypeVar("OptimizerT", bound="torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None")
@@ -24,6 +28,7 @@ def grow(
     freeze_old: bool = False,
     keep_dynamics: bool = False,
     averages: Sequence[torch.nn.Module] = (),
+    shard: Callable[[Any], Any] | None = None,
     **request: Any,
 ) -> tuple[ModelT, OptimizerT]:
     """Grow a model in the middle of its training, without changing what it computes.
@@ -41,35 +46,57 @@ def grow(
         freeze_old: old entries are held as they are; `growformer.optim.rates_of(optimizer).thaw()` ends it.
         keep_dynamics: a tensor that is multiplied by s learns at a rate under which it moves as before, times s.
         averages: copies of the model that follow it (an EMA's), which grow with it and get the same new entries.
+        shard: for a model sharded under torch.distributed: the function that has sharded it (`fully_shard`,
+            `parallelize_module`). It is called on the grown model, which is then a new object and returned; the small
+            one is used up, the optimizer stays. All ranks call grow at once, with the same arguments.
         request: see `plan` (`method`, `seed`, `layers_at` and `ignore_fields` among them).
 
     Returns:
-        The model and the optimizer that were given.
+        The model and the optimizer that were given; with `shard`, a new model.
 
     Raises:
         RequestError: as `plan`; or the model, the optimizer or the moment is none in which growth is possible, with
             what would make it so.
         SourceError: a parameter cannot grow in memory.
     """
+    from growformer.checkpoint.skeleton import stock_skeleton
     from growformer.optim.tables import Pace
     from growformer.training.live import grow_live
-    from growformer.training.skeleton import stock_skeleton
 
+    pace = Pace(warmup=warmup, freeze_old=freeze_old, keep_dynamics=keep_dynamics)
+    if shard is not None:
+        if averages:
+            raise RequestError("averages of sharded models do not grow along: grow without them, and begin anew")
+        from growformer.distributed import grow_sharded  # with torch.distributed, which takes its time to load
+
+        def planned(bare: transformers.PreTrainedModel) -> Plan:
+            return live_plan(bare, *expansions, **request)
+
+        return grow_sharded(model, optimizer, planned, shard, pace), optimizer
     inner = stock(model)
     copies = [stock(average) for average in averages]
     old = stock_skeleton(inner)  # before a plan meets tensors that it knows nothing of
-    made = plan(inner, *expansions, **request)
+    made = live_plan(inner, *expansions, **request)
+    grow_live(inner, optimizer, made, old=old, pace=pace, averages=copies)
+    return model, optimizer
+
+
+def live_plan(model: transformers.PreTrainedModel, *expansions: Any, **request: Any) -> Plan:
+    """The plan of a growth that live modules can follow.
+
+    Raises:
+        RequestError: as `plan`; some new entries could never learn, or the grown model's modules are of other classes.
+    """
+    made = plan(model, *expansions, **request)
     if made.dead:
         raise RequestError(f"{made.dead[0]} (a checkpoint can be grown so with expand_checkpoint(allow_dead=True))")
     if made.source_family or made.within_eps:
         what = f"becomes a {made.family}" if made.source_family else "has layers that hand their last norm to new ones"
         raise RequestError(
-            f"{type(inner).__name__} {what}, which its live modules cannot follow; grow the saved checkpoint instead "
+            f"{type(model).__name__} {what}, which its live modules cannot follow; grow the saved checkpoint instead "
             f"(save_pretrained, then expand_checkpoint)"
         )
-    pace = Pace(warmup=warmup, freeze_old=freeze_old, keep_dynamics=keep_dynamics)
-    grow_live(inner, optimizer, made, old=old, pace=pace, averages=copies)
-    return model, optimizer
+    return made
 
 
 def new_parameters(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -112,7 +139,7 @@ def stock(model: Any) -> transformers.PreTrainedModel:
     if kind in ("DistributedDataParallel", "DataParallel"):
         raise RequestError(f"{kind} holds the old parameters: grow model.module, and wrap it again")
     if kind == "FullyShardedDataParallel" or kind.startswith("FSDP"):
-        raise RequestError(f"{kind} holds shards of the parameters; growformer.grow takes whole models")
+        raise RequestError(f"{kind} holds shards of the parameters: {SHARDS}")
     if hasattr(model, "peft_config") or getattr(model, "_hf_peft_config_loaded", False):
         raise RequestError(
             f"{kind} has adapters of PEFT: merge_and_unload() them first, or remove them and add new ones"
@@ -122,5 +149,5 @@ def stock(model: Any) -> transformers.PreTrainedModel:
     if not isinstance(model, transformers.PreTrainedModel):
         raise RequestError(f"{kind} is no model of transformers; growformer.grow takes stock models")
     if any(hasattr(parameter, "to_local") for parameter in model.parameters()):
-        raise RequestError(f"the parameters of {kind} are sharded (DTensor); growformer.grow takes whole models")
+        raise RequestError(f"the parameters of {kind} are sharded (DTensor): {SHARDS}")
     return model

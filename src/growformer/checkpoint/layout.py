@@ -64,7 +64,10 @@ def shared_names(model: torch.nn.Module) -> tuple[dict[str, torch.Tensor], dict[
     tied: dict[str, str] = {}
     seen: dict[object, str] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        place = id(tensor) if tensor.is_meta or tensor.numel() == 0 else (tensor.device, tensor.data_ptr())
+        nowhere = (
+            tensor.is_meta or tensor.numel() == 0 or hasattr(tensor, "to_local")
+        )  # a DTensor's memory has no address
+        place = id(tensor) if nowhere else (tensor.device, tensor.data_ptr())
         if place in seen:
             tied[name] = seen[place]
         else:

@@ -90,6 +90,12 @@ class Carry:
         likes = [tensor.fill.like for tensor, _ in self._parts[name] if tensor.fill.like is not None]
         return found or (self.old.views[likes[0]].name if likes else None)
 
+    def reads(self, name: str) -> set[str]:
+        """The old tensors that a grown one may be made from, by their names in memory."""
+        disk = {x for tensor, _ in self._parts[name] for x in (tensor.source, tensor.fill.like)}
+        disk |= {run.weigh for tensor, _ in self._parts[name] for dim in tensor.dims for run in dim.runs}
+        return {self.old.views[x].name for x in disk if x}
+
     def continues(self, name: str) -> bool:
         """Whether it is what R reads back, and no mere copy of an old parameter."""
         return any(has_past(block) for tensor, _ in self._parts[name] for block in tensor.blocks())

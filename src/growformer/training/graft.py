@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from growformer.checkpoint.layout import layout_of, shared_names
+from growformer.checkpoint.skeleton import skeleton, stock_skeleton
 from growformer.errors import RequestError, SourceError
 from growformer.optim.carry import Carry
 from growformer.planning import Plan
 from growformer.training.changes import Changes
 from growformer.training.likeness import SKIPPED, config_type, meant, same, same_tensor
 from growformer.training.pairs import pair_modules
-from growformer.training.skeleton import skeleton, stock_skeleton
 
 if TYPE_CHECKING:
     import transformers

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from growformer.optim.groups import joined, renamed
 from growformer.optim.rates import BlockRates, inner_optimizer, rates_of
 from growformer.optim.rules import StateRule, rule_of
 from growformer.optim.state import check_state, first_state, grown_state
@@ -120,34 +121,14 @@ class Trained:
         changes.refill(self.rates.names, others | names)
 
     def _regroup(self, changes: Changes, group: Mapping[str, Any]) -> None:
-        """New parameters join the group of the same tensor in the neighbouring layer.
-
-        Where the group has the order of the model, it keeps it, so that an optimizer made anew for the grown model
-        loads this one's state; otherwise each comes behind the one that it is like.
-        """
-        carry, after = self.graft.carry, self.graft.after
-        rank = {p: i for i, p in enumerate(after.values())}
+        carry, after, before = self.graft.carry, self.graft.after, self.graft.before
         names = {p: name for name, p in after.items()}
-        params: list[torch.Tensor] = list(group["params"])
-        held = [p for p in params if p in rank]
-        joining = [p for p in self._joining if self._groups[self.graft.before[carry.like(names[p]) or ""]] is group]
-        olds = {p: name for name, p in self.graft.before.items()}
-        called = dict(zip(params, group.get("param_names", ()), strict=False))
-        ordered = [rank[p] for p in held] == sorted(rank[p] for p in held)
-        for new in sorted(joining, key=rank.__getitem__):
-            if ordered:
-                earlier = [i for i, p in enumerate(params) if p in rank and rank[p] < rank[new]]
-                later = [i for i, p in enumerate(params) if p in rank and rank[p] > rank[new]]
-                at = earlier[-1] + 1 if earlier else later[0]
-            else:
-                like = self.graft.before[carry.like(names[new]) or ""]
-                at = next(i for i, p in enumerate(params) if p is like) + 1
-            params.insert(at, new)
-        if joining:
-            changes.relist(group["params"], params)
-        if called:
-            # What a prefix was put before (a wrapper's) stays before it.
-            prefix = {said.removesuffix(olds[p]) for p, said in called.items() if p in olds and said.endswith(olds[p])}
-            front = prefix.pop() if len(prefix) == 1 else ""
-            said = [front + names[p] if p in names else called.get(p, "") for p in params]
-            changes.relist(group["param_names"], said)
+        likes = {p: before[carry.like(name) or ""] for p, name in self._joining.items()}
+        members = list(group["params"])
+        rank = {p: i for i, p in enumerate(after.values())}
+        grown = joined(members, rank, {p: like for p, like in likes.items() if self._groups[like] is group})
+        if len(grown) > len(members):
+            changes.relist(group["params"], grown)
+        if group.get("param_names"):
+            olds = {p: name for name, p in before.items()}
+            changes.relist(group["param_names"], renamed(members, group["param_names"], olds, grown, names))

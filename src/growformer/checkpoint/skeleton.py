@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ def skeleton(model: transformers.PreTrainedModel, config: Mapping[str, Any]) -> 
     Parameters are on the meta device, tied as the class ties them; buffers are computed on `model`'s device.
 
     Args:
-        model: a stock model.
+        model: a stock model, sharded or not.
         config: what config.json would hold.
     """
     from transformers.initialization import no_init_weights
@@ -33,7 +34,7 @@ def skeleton(model: transformers.PreTrainedModel, config: Mapping[str, Any]) -> 
     if experts is not None:
         kernels["experts_implementation"] = experts
     with no_init_weights(), _parameters_on_meta(), torch.device(model.device):
-        built = type(model)._from_config(made, dtype=model.dtype, **kernels)
+        built = stock_type(model)._from_config(made, dtype=model.dtype, **kernels)
     built.tie_weights()
     if hasattr(model, "_weight_conversions"):
         built._weight_conversions = model._weight_conversions
@@ -46,12 +47,12 @@ def stock_skeleton(model: transformers.PreTrainedModel) -> transformers.PreTrain
     Raises:
         RequestError: the model has other modules or parameters than its class makes of its config, by name.
     """
-    named = {"architectures": [type(model).__name__]}  # as a plan of the model has it
-    stock = skeleton(model, model.config.to_dict() | named)
-    live, kind = dict(model.named_modules()), type(model).__name__
+    kind = stock_type(model).__name__
+    stock = skeleton(model, model.config.to_dict() | {"architectures": [kind]})  # as a plan of the model has it
+    live = dict(model.named_modules())
     for path, module in stock.named_modules():
         found = live.get(path)
-        if found is None or type(found) is not type(module):
+        if found is None or stock_type(found) is not type(module):
             raise RequestError(
                 f"{path or 'the model'} is {type(found).__name__}, and {type(module).__name__} in a stock {kind}: only "
                 f"stock models grow in memory (undo the change, or grow the saved checkpoint)"
@@ -67,6 +68,14 @@ def stock_skeleton(model: transformers.PreTrainedModel) -> transformers.PreTrain
             there = shapes.get(name, "no tensor of its own")
             raise RequestError(f"{name} is {list(tensor.shape)}, and {there} in a stock {kind} of the model's config")
     return stock
+
+
+def stock_type(module: torch.nn.Module) -> Any:
+    """A module's class as its library has it: `fully_shard` gives a module a class of its own, derived from that."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # not loaded: nothing can be sharded
+    if fsdp is None or not isinstance(module, fsdp.FSDPModule):
+        return type(module)
+    return next(cls for cls in type(module).__mro__ if not issubclass(cls, fsdp.FSDPModule))
 
 
 @contextmanager
