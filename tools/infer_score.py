@@ -202,8 +202,9 @@ def table(rows: list[Mapping[str, Any]], known: bool) -> list[str]:
         if "failed" in row:
             lines.append(f"| {row['name']} | no draft |" + " |" * (len(head) - 3) + " no |")
             continue
-        two = (f"{row['right']}/{row['total']}", f"{row['roles']}/{row['total']}")
-        first = two if known else (str(row["tensors"]), str(row["pinned"]))
+        first = (str(row["tensors"]), str(row["pinned"]))
+        if known:
+            first = (f"{row['right']}/{row['total']}", f"{row['roles']}/{row['total']}")
         rest = (f"{row['exact']}/{row['axes']}", ", ".join(row["taken"]), "yes" if row["ok"] else "no")
         lines.append(f"| {' | '.join((row['name'], *first, *rest))} |")
     return lines
@@ -227,7 +228,8 @@ def page(rows: Mapping[str, Mapping[str, Any]], families: tuple[str, ...]) -> st
         "# How good a draft `growformer families infer` is",
         "",
         "Made by `python tools/infer_score.py` with "
-        f"transformers {importlib.metadata.version('transformers')}, from docs/infer.json; every number is measured.",
+        f"transformers {importlib.metadata.version('transformers')}, from docs/infer.json; every number is measured",
+        f"(sources {', '.join(sorted({row['sources'][:8] for row in rows.values()}))}).",
         "",
         "Each draft is written to a file, and the file goes unedited through `growformer families check FILE.py`:",
         "coverage of every tensor, another order of channels, each axis grown alone and all together (float64,",
