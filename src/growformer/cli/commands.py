@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from growformer import api
-from growformer.api.becoming import Seen, becoming_of, seen
-from growformer.api.verified import source_of
 from growformer.checkpoint import read_config
 from growformer.checkpoint.folder import size_text, target_errors
 from growformer.checkpoint.hub import located
@@ -18,10 +16,12 @@ from growformer.checkpoint.stock import full_config
 from growformer.cli import show
 from growformer.cli.request import config_at, experts_of, parse, places, require_reached, towards
 from growformer.errors import RequestError, SourceError
-from growformer.methods import METHODS
 from growformer.planning import Plan, TensorPlan
 from growformer.planning.sizes import growable, read_request
 from growformer.proof.claims import Proof
+
+if TYPE_CHECKING:
+    from growformer.api.becoming import Seen
 
 
 def _asked(
@@ -38,6 +38,8 @@ def _asked(
         to: a config.json to take sizes from.
         planning: what else `plan` is told.
     """
+    from growformer.api.becoming import becoming_of, seen  # with torch, which lists and help do without
+
     request: dict[str, Any] = dict(parse(words))
     raw, ignored = read_config(src), planning.get("ignore_fields", ())
     family = api.family_of(raw)
@@ -192,8 +194,11 @@ def run_verify(
     """`growformer verify`."""
     if len(folders) > 2:
         raise RequestError(f"verify takes the source's folder and the grown one, or the grown one; got {len(folders)}")
+    from growformer.api.verified import source_of
+
     out = folders[-1]
     src = located(folders[0]) if len(folders) == 2 else source_of(out)
+    read_config(out)  # what is no model's folder is said to be none before its receipt is missed
     with show.progress(json) as tell:
         proof = api.verify(src, out, level=level, memory=memory, progress=tell)
     said = _continuations(src, out, prompt, tokens) if prompt is not None else {}
@@ -220,12 +225,3 @@ def _continuations(src: Path, out: Path, prompt: str, tokens: int) -> Mapping[st
     a, b = greedy(src, asked, tokens), greedy(out, asked, tokens)
     same = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
     return {"same": same, "tokens": len(a), "text": tokenizer.decode(asked + b, skip_special_tokens=True)}
-
-
-def run_methods(json: bool) -> None:
-    """`growformer methods`."""
-    rows = [(m.name, m.source, "yes" if m.preserving else "no") for m in METHODS.values()]
-    if json:
-        show.as_json([{"name": n, "source": s, "preserving": p == "yes"} for n, s, p in rows])
-    else:
-        show.table(("method", "source", "same function"), rows)

@@ -144,7 +144,7 @@ def families(
 @app.command()
 def methods(json: Json = False) -> None:
     """List the ways of growing."""
-    from growformer.cli.commands import run_methods
+    from growformer.cli.methods import run_methods
 
     run_methods(json)
 

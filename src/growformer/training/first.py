@@ -165,7 +165,9 @@ def first_model(file: RecipeFile, config: Mapping[str, Any]) -> transformers.Pre
         return model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(file.recipe.seed)
-        return AutoModelForCausalLM.from_config(_made(file, config), dtype=torch.float32)  # type: ignore[no-any-return]
+        return AutoModelForCausalLM.from_config(  # type: ignore[no-any-return]
+            _made(file, config), dtype=torch.float32, trust_remote_code=False
+        )
 
 
 def make_optimizers(file: RecipeFile, model: transformers.PreTrainedModel) -> list[torch.optim.Optimizer]:

@@ -36,7 +36,7 @@ def _counted(config: Mapping[str, Any], length: int, device: str, experts: str) 
     with torch.device(device):
         # Kernels whose products the counter sees on every device; with a mask nothing looks at positions' numbers.
         model = AutoModelForCausalLM.from_config(
-            made, attn_implementation="eager", experts_implementation=experts
+            made, attn_implementation="eager", experts_implementation=experts, trust_remote_code=False
         ).train()
         tokens = torch.zeros((1, length), dtype=torch.int64)
         with FlopCounterMode(display=False) as counter:

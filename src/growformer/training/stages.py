@@ -93,7 +93,7 @@ def bare_model(config: Mapping[str, Any]) -> transformers.PreTrainedModel:
 
     made = CONFIG_MAPPING[config["model_type"]].from_dict(copy.deepcopy(dict(config)))
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(made)  # type: ignore[no-any-return]
+        return AutoModelForCausalLM.from_config(made, trust_remote_code=False)  # type: ignore[no-any-return]
 
 
 def steps_of(budget: Budget, stages: Sequence[Stage], tokens: int) -> int | None:
