@@ -1,6 +1,9 @@
 """With new blocks held still, a grown run is the small run, in true float64: moments and rates are the right ones."""
 
+import copy
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -20,20 +23,15 @@ ROUNDING = 100 * BAR
 
 SEEN = 1e-6
 
-PLAIN = [(kind, axis) for kind in ("llama-tied-bias", "qwen3", "gpt2", "mixtral") for axis in ("mlp", "layers")]
-PLAIN += [("llama-tied-bias", "heads")]
-SCALED = [
-    ("llama-tied-bias", "head_dim"),
-    ("llama-tied-bias", "hidden"),
-    ("llama-tied-bias", "all"),
-    ("qwen3", "hidden"),
-]
+slow = pytest.mark.slow
 
+LLAMA = "llama-tied-bias"
+PLAIN = [(LLAMA, "layers"), *(pytest.param(LLAMA, axis, marks=slow) for axis in ("mlp", "heads"))]
+PLAIN += [pytest.param(kind, axis, marks=slow) for kind in ("qwen3", "gpt2", "mixtral") for axis in ("mlp", "layers")]
+SCALED = [(LLAMA, "all"), pytest.param(LLAMA, "head_dim", marks=slow), pytest.param(LLAMA, "hidden", marks=slow)]
+SCALED += [pytest.param("qwen3", "hidden", marks=slow)]
 
-def built(kind: str) -> Model:
-    of = model(kind)
-    config = of.config.to_dict() | {"architectures": [type(of).__name__]}
-    return build64_from(config, {name: x.detach() for name, x in on_disk(of).items()}).train()
+Make = Callable[[Model], Optimizer]
 
 
 def hold_new(optimizer: Optimizer) -> None:
@@ -50,21 +48,41 @@ def adam(of: Model) -> Optimizer:
     return torch.optim.Adam(of.parameters(), lr=1e-2, weight_decay=0.1, eps=1e-3)
 
 
-def drift(kind: str, axis: str, keep_dynamics: bool, make: object = adamw) -> float:
+@cache
+def small(kind: str, make: Make) -> tuple[Model, Optimizer, torch.Tensor, dict[str, torch.Tensor]]:
+    """The small run: model and optimizer where the other is to grow, and its losses and weights in the end."""
+    of = model(kind)
+    config = of.config.to_dict() | {"architectures": [type(of).__name__]}
+    of = build64_from(config, {name: x.detach() for name, x in on_disk(of).items()}).train()
+    optimizer = make(of)
+    with true_float64():
+        train(of, optimizer, range(2))
+    start, state = copy.deepcopy(of), copy.deepcopy(optimizer.state_dict())
+    with true_float64():
+        losses = train(of, optimizer, range(2, 2 + STEPS))
+    again = make(start)
+    again.load_state_dict(state)
+    return (
+        start,
+        again,
+        torch.tensor(losses, dtype=torch.float64),
+        {name: x.detach() for name, x in on_disk(of).items()},
+    )
+
+
+def drift(kind: str, axis: str, keep_dynamics: bool, make: Make = adamw) -> float:
     """How far the grown run's losses and pulled-back weights are from the small run's, relative, after 20 steps."""
-    small, grown = built(kind), built(kind)
-    runs = [(small, make(small)), (grown, make(grown))]  # type: ignore[operator]
-    with true_float64():
-        for of, optimizer in runs:
-            train(of, optimizer, range(3))
+    start, begun, losses, weights = small(kind, make)
+    grown = copy.deepcopy(start)
+    optimizer = make(grown)
+    optimizer.load_state_dict(copy.deepcopy(begun.state_dict()))
     with wide():
-        gf.grow(*runs[1], warmup=1, keep_dynamics=keep_dynamics, **GROWTHS[kind][axis])
-    hold_new(runs[1][1])
+        gf.grow(grown, optimizer, warmup=1, keep_dynamics=keep_dynamics, **GROWTHS[kind][axis])
+    hold_new(optimizer)
     with true_float64():
-        one, other = (torch.tensor(train(of, optimizer, range(3, 3 + STEPS))) for of, optimizer in runs)
+        found = torch.tensor(train(grown, optimizer, range(2, 2 + STEPS)), dtype=torch.float64)
     back = pull_back(grown.growformer_plan, {name: x.detach() for name, x in on_disk(grown).items()})
-    weights = [relative(x.detach(), back[name]) for name, x in on_disk(small).items() if name in back]
-    return max(relative(one.double(), other.double()), *weights)
+    return max(relative(losses, found), *(relative(x, back[name]) for name, x in weights.items() if name in back))
 
 
 @pytest.mark.parametrize(("kind", "axis"), PLAIN)
@@ -84,8 +102,9 @@ def test_without_them_the_run_drifts(kind: str, axis: str) -> None:
     assert found > SEEN
 
 
+@slow
 @pytest.mark.parametrize("make", [adam, sgd])
-def test_dynamics_are_kept_with_decay_in_the_gradient(make: object) -> None:
+def test_dynamics_are_kept_with_decay_in_the_gradient(make: Make) -> None:
     assert drift("llama-tied-bias", "head_dim", keep_dynamics=True, make=make) < ROUNDING
 
 

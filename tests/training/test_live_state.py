@@ -304,3 +304,32 @@ def test_averages_grow_along_with_the_same_new_entries() -> None:
             assert torch.equal(x[mask], live[name][mask])
         assert any(not torch.equal(x, live[name]) for name, x in each.named_parameters())
     train(of, optimizer, range(3, 5), lambda _: mean.update_parameters(of))
+
+
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.9, 0.95)])
+def test_first_updates_of_new_entries_are_a_fresh_optimizers(betas: tuple[float, float]) -> None:
+    of = model(KIND)
+    optimizer = adamw(of, betas=betas)
+    train(of, optimizer, range(2))
+    for kept in optimizer.state.values():
+        kept["step"].fill_(1000)
+    gf.grow(of, optimizer, **ALL)
+    new, before = gf.new_parameters(of), {name: x.detach().clone() for name, x in of.named_parameters()}
+
+    def updates(rated: bool, fresh: bool) -> torch.Tensor:
+        twin = copy.deepcopy(of)
+        other = adamw(twin, betas=betas)
+        if not fresh:
+            other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        if rated:
+            rates_of(other, twin).load_state_dict(rates_of(optimizer).state_dict())
+        train(twin, other, range(2, 3))
+        named = dict(twin.named_parameters())
+        return torch.cat([(named[name].detach() - before[name])[mask] for name, mask in new.items()])
+
+    wanted = updates(rated=False, fresh=True)
+    assert float((updates(rated=True, fresh=False) - wanted).abs().max() / wanted.abs().max()) < BAR
+    without = updates(rated=False, fresh=False)
+    ratio = float(without.abs().max() / wanted.abs().max())
+    assert ratio > 2 if betas[1] == 0.999 else ratio < 1.01
+    assert float((without - wanted).abs().max() / wanted.abs().max()) > 0.5
