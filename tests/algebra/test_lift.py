@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from growformer.algebra import ONE, Factor, Lift, Run, concat, product
+from growformer.algebra import HALVES, ONE, Factor, Lift, Run, concat, product, shared
 
 Dense = npt.NDArray[np.object_]
 
@@ -194,61 +194,71 @@ def test_copies_are_all_channels_over_and_over(old: int, times: int) -> None:
 @given(st.integers(1, 4), st.integers(1, 7), FACTORS, FACTORS)
 def test_shared_is_the_factor_over_what_arrives(old: int, times: int, written: Factor, wanted: Factor) -> None:
     lift = Lift.copies(old, times).times(written)
-    shared = lift.shared(wanted)
-    assert [run.share for run in shared.runs] == [(k, times) if times > 1 else None for k in range(times)]
+    split = shared(lift, HALVES, wanted)
+    assert [run.share for run in split.runs] == [(k, times) if times > 1 else None for k in range(times)]
     # With the shares s_k of an entry w: sum of (wanted / written) s_k w, times what arrives, is wanted times w.
-    assert {run.factor * written for run in shared.runs} == {wanted}
-    assert all(run.back is not None and run.back * run.factor == ONE for run in shared.runs)
-    assert (shared.old, shared.new) == (old, old * times)
+    assert {run.factor * written for run in split.runs} == {wanted}
+    assert all(run.back is not None and run.back * run.factor == ONE for run in split.runs)
+    assert (split.old, split.new) == (old, old * times)
+
+
+def test_copies_of_some_channels_share_what_reads_those() -> None:
+    parts = shared(Lift(3, (Run(3, 0), Run(2, 1, back=None), Run(1, 2, back=None))))
+    assert [(run.old, run.count, run.share) for run in parts.runs] == [
+        (0, 1, None),
+        (1, 1, (0, 2)),
+        (2, 1, (0, 3)),
+        (1, 1, (1, 2)),
+        (2, 1, (1, 3)),
+        (2, 1, (2, 3)),
+    ]
 
 
 def test_shared_copies_need_not_stand_in_whole_blocks() -> None:
     lift = Lift(4, (Run(2, 0), Run(2, 2), Run(2, 2, back=None), Run(2, 0, back=None)))
-    assert [run.share for run in lift.shared().runs] == [(0, 2), (0, 2), (1, 2), (1, 2)]
+    assert [run.share for run in shared(lift).runs] == [(0, 2), (1, 2), (1, 2)]
 
 
 @pytest.mark.parametrize(
     "lift",
     [
         Lift.place(2, range(2), 3),
-        Lift(2, (Run(2, 0), Run(1, 0, back=None))),
-        Lift(2, (Run(2, 0), Run(2, 0, back=None), Run(1, 0, back=None))),
         Lift(2, (Run(2, 0), Run(2, 0, back=None, mean=2))),
     ],
 )
-def test_only_whole_copies_are_shared(lift: Lift) -> None:
-    with pytest.raises(ValueError, match="only whole copies"):
-        lift.shared()
+def test_only_copies_are_shared(lift: Lift) -> None:
+    with pytest.raises(ValueError, match="only copies"):
+        shared(lift)
 
 
 @given(st.integers(1, 4), st.integers(2, 7), FACTORS)
 def test_json_round_trip_of_shares(old: int, times: int, factor: Factor) -> None:
-    lift = Lift.copies(old, times).shared(factor)
+    lift = shared(Lift.copies(old, times), HALVES, factor)
     again = Lift.from_json(old, json.loads(json.dumps(lift.to_json())))
     assert again == lift
     assert [run.share for run in again.runs] == [(k, times) for k in range(times)]
 
 
 def test_json_of_a_share_writes_every_default_before_it() -> None:
-    assert Lift.copies(3, 2).shared().to_json() == [
+    assert shared(Lift.copies(3, 2)).to_json() == [
         [3, 0, "1", "1", 0, False, [0, 2]],
         [3, 0, "1", "1", 0, False, [1, 2]],
     ]
 
 
 def test_a_product_carries_shares_of_one_of_its_axes() -> None:
-    shared, plain = Lift.copies(2, 2).shared(), Lift.place(2, range(2), 3)
-    inner = product(plain, shared)
+    parts, plain = shared(Lift.copies(2, 2)), Lift.place(2, range(2), 3)
+    inner = product(plain, parts)
     assert [run.share for run in inner.runs if not run.new] == [(0, 2), (1, 2)] * 2
-    outer = product(shared, plain)
+    outer = product(parts, plain)
     assert [run.share for run in outer.runs if not run.new] == [(0, 2), (0, 2), (1, 2), (1, 2)]
-    assert product(shared, Lift.identity(3)).runs == Lift.copies(6, 2).shared().runs
+    assert product(parts, Lift.identity(3)).runs == shared(Lift.copies(6, 2)).runs
     with pytest.raises(NotImplementedError, match="copies of two axes"):
-        product(shared, shared)
+        product(parts, parts)
 
 
 def test_neighbours_with_other_shares_stay_apart() -> None:
-    assert concat([Lift.copies(1, 2).shared(), Lift.identity(1)]).runs == (
+    assert concat([shared(Lift.copies(1, 2)), Lift.identity(1)]).runs == (
         Run(1, 0, share=(0, 2)),
         Run(1, 0, share=(1, 2)),
         Run(1, 1),

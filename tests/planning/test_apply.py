@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from growformer.algebra import Attention, Experts, Factor, Family, Fill, Lift, Norm, Power, Run, Tied
+from growformer.algebra import HALVES, Attention, Experts, Factor, Family, Fill, Lift, Norm, Power, Run, Tied, shared
 from growformer.planning import Applier, Plan, TensorPlan, apply, pull_back
 from tests.planning.tiny_families import Grown, close, family, grow
 
@@ -205,9 +205,9 @@ def test_fidelity_is_of_what_the_model_adds_up() -> None:
     assert tensor_plan(Fill("normal", "w"), dims, offset=1).tensors[0].fidelity == "rounded"
     plain = (Lift.identity(3),)
     assert tensor_plan(Fill("normal", "w"), plain, offset=1).tensors[0].fidelity == "identical"
-    shared = (Lift.copies(3, 2).shared(),)
-    assert tensor_plan(Fill("normal", "w"), shared).tensors[0].fidelity == "scaled"
-    odd = (Lift.copies(3, 3).shared(Factor.of(3)),)
+    halves = (shared(Lift.copies(3, 2)),)
+    assert tensor_plan(Fill("normal", "w"), halves).tensors[0].fidelity == "scaled"
+    odd = (shared(Lift.copies(3, 3), HALVES, Factor.of(3)),)
     assert tensor_plan(Fill("normal", "w"), odd).tensors[0].fidelity == "rounded"
 
 

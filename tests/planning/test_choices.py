@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from growformer.algebra import BARRED, Field, Lift, Rotary
+from growformer.algebra import BARRED, HALVES, Field, Lift, Rotary, copies
 from growformer.api import family_of
 from growformer.checkpoint.stock import full_config, stock_tensors
 from growformer.errors import RequestError
@@ -140,7 +140,9 @@ def test_experts_of_any_number_are_barred_and_named_dead() -> None:
     assert "num_experts_per_tok" not in fields
     # Whole multiples stay copies, all of them alive.
     lift, barred, dead, fields = routed("gpt_oss", 10)
-    assert (lift, barred, dead) == (Lift.copies(5, 2), False, "") and fields["num_experts_per_tok"] == 6
+    assert (lift, barred, dead) == (copies(5, [*range(5)] * 2, HALVES), False, "") and fields[
+        "num_experts_per_tok"
+    ] == 6
 
 
 def test_barred_experts_keep_old_groups_together() -> None:

@@ -137,7 +137,7 @@ def test_what_was_left_out_is_written() -> None:
 
 # --- fields that speak of layers -------------------------------------------------------------------------------------
 
-FOUR = layer_growth(2, 4, [0, 2], PAPER)  # new, 0, new, 1
+FOUR = layer_growth(2, 4, [0, 2], PAPER.ways["layer"])  # new, 0, new, 1
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_a_new_layer_is_like_the_one_before_it(kind: Any, value: Any, wanted: An
 
 
 def test_runs_are_counted_with_their_times() -> None:
-    growth = layer_growth(5, 6, [3], PAPER)
+    growth = layer_growth(5, 6, [3], PAPER.ways["layer"])
     value = [[["a", "b"], 2], [["c"], 1]]  # a b a b c
     assert per_layer(value, "runs", growth) == [[["a", "b", "a", "a", "b", "c"], 1]]
 
@@ -167,7 +167,7 @@ def test_runs_are_counted_with_their_times() -> None:
 @given(st.integers(1, 6), st.integers(0, 6), st.data())
 def test_the_kinds_say_the_same(old: int, extra: int, data: st.DataObject) -> None:
     places = data.draw(st.lists(st.integers(0, old + extra - 1), min_size=extra, max_size=extra, unique=True))
-    growth = layer_growth(old, old + extra, places, PAPER)
+    growth = layer_growth(old, old + extra, places, PAPER.ways["layer"])
     marks = data.draw(st.lists(st.booleans(), min_size=old, max_size=old))
     each = per_layer(marks, "each", growth)
     assert [each[i] for i, source in enumerate(growth.sources) if source is not None] == marks

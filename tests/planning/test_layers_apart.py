@@ -44,7 +44,7 @@ def grown(request: dict[str, int], changes: dict[str, Any] | None = None, **how:
 @given(st.integers(2, 30), st.integers(1, 30), st.data())
 def test_no_new_layer_follows_a_barred_one(old: int, extra: int, data: st.DataObject) -> None:
     barred = data.draw(st.sets(st.integers(0, old - 1), max_size=old - 1))
-    growth = layer_growth(old, old + extra, None, PAPER, barred=barred)
+    growth = layer_growth(old, old + extra, None, PAPER.ways["layer"], barred=barred)
     assert [source for source in growth.sources if source is not None] == list(range(old))
     assert growth.sources.count(None) == extra
     assert not {growth.like[i] for i, source in enumerate(growth.sources) if source is None} & barred
@@ -77,11 +77,11 @@ def test_lenders_are_the_last_of_their_type_before_the_borrowers() -> None:
 
 
 def test_counts_and_entries_of_layers_move_with_them() -> None:
-    growth = layer_growth(4, 6, [1, 5], PAPER)  # 0 new 1 2 3 new
+    growth = layer_growth(4, 6, [1, 5], PAPER.ways["layer"])  # 0 new 1 2 3 new
     assert per_layer(1, "last", growth) == 2 and per_layer(2, "last", growth) == 3 and per_layer(0, "last", growth) == 0
     assert per_layer(1, "first", growth) == 2
     assert per_layer({"3": "c", "00": "a"}, "keyed", growth) == {"0": "a", "1": "a", "4": "c", "5": "c"}
-    wide = layer_growth(4, 12, None, PAPER)
+    wide = layer_growth(4, 12, None, PAPER.ways["layer"])
     assert list(per_layer({"0": "a", "3": "d"}, "keyed", wide)) == ["00", "01", "02", "09", "10", "11"]
 
 

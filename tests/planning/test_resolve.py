@@ -8,20 +8,25 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from growformer.algebra import ONE, Attention, Experts, Factor, Family, Lift, Norm, Rotary, Run, replace
+from growformer.algebra import (
+    HALVES,
+    ONE,
+    Attention,
+    Experts,
+    Factor,
+    Family,
+    Lift,
+    Norm,
+    Rotary,
+    Run,
+    Way,
+    copies,
+    replace,
+)
 from growformer.errors import RequestError
 from growformer.methods import METHODS
-from growformer.planning.resolve import (
-    alibi_places,
-    head_growth,
-    key_growth,
-    layer_growth,
-    normed_growth,
-    pair_places,
-    resolve_growth,
-    slopes,
-    spread,
-)
+from growformer.planning.heads import alibi_places, head_growth, slopes
+from growformer.planning.resolve import key_growth, layer_growth, normed_growth, pair_places, resolve_growth, spread
 from growformer.planning.sizes import Sizes
 from tests.planning.tiny_families import family, matrix
 
@@ -33,7 +38,7 @@ PAPER = METHODS["paper"]
 @given(st.integers(1, 40), st.integers(1, 40))
 def test_new_layers_spread_evenly_each_after_an_old_one(old: int, extra: int) -> None:
     places = spread(old, old + extra)
-    growth = layer_growth(old, old + extra, None, PAPER)
+    growth = layer_growth(old, old + extra, None, PAPER.ways["layer"])
     assert [i for i, source in enumerate(growth.sources) if source is None] == places
     assert [source for source in growth.sources if source is not None] == list(range(old))
     assert growth.sources[0] == 0 and growth.sources[-1] is None  # none before the first; the last is new
@@ -42,7 +47,7 @@ def test_new_layers_spread_evenly_each_after_an_old_one(old: int, extra: int) ->
 
 
 def test_layers_where_they_are_told() -> None:
-    growth = layer_growth(3, 6, [0, 4, 5], PAPER, "decoder_layer")
+    growth = layer_growth(3, 6, [0, 4, 5], PAPER.ways["layer"], "decoder_layer")
     assert growth.axis == "decoder_layer"
     assert growth.sources == [None, 0, 1, 2, None, None]
     assert growth.like == (0, 0, 1, 2, 2, 2)  # a new layer is like the one before it, or like the first
@@ -51,7 +56,7 @@ def test_layers_where_they_are_told() -> None:
 @pytest.mark.parametrize("places", [[0], [0, 0], [0, 6], [-1, 0], [0, 1, 2]])
 def test_other_places_are_refused(places: list[int]) -> None:
     with pytest.raises(RequestError, match="2 different numbers from 0 to 5"):
-        layer_growth(4, 6, places, PAPER)
+        layer_growth(4, 6, places, PAPER.ways["layer"])
 
 
 # --- heads -----------------------------------------------------------------------------------------------------------
@@ -151,7 +156,7 @@ def keyed(kind: str = "", rotary: Rotary | None = None, **norm: Any) -> Family:
 @given(st.integers(1, 12), st.integers(0, 60), st.booleans())
 def test_copied_keys_weigh_the_same_and_turn_as_before(half: int, extra: int, rotary: bool) -> None:
     old, new = 2 * half, 4 * half + 2 * extra
-    growth = key_growth(keyed("rms", Rotary() if rotary else None), "key", old, new, PAPER)
+    growth = key_growth(keyed("rms", Rotary() if rotary else None), "key", old, new, PAPER.ways["key"])
     e = matrix(old, growth.lift.to_json()) * float(growth.scale)
     assert e.shape == (new, old)
     # Each channel's copies have one energy, and all of them the mean square of before: the norm sees nothing.
@@ -171,7 +176,7 @@ def test_copied_keys_weigh_the_same_and_turn_as_before(half: int, extra: int, ro
 
 
 def test_keys_under_a_norm_below_twice_are_zeros_and_dead() -> None:
-    growth = key_growth(keyed("rms"), "key", 6, 9, PAPER)
+    growth = key_growth(keyed("rms"), "key", 6, 9, PAPER.ways["key"])
     assert growth.lift == Lift.place(6, range(6), 9) and growth.closed == "writers"
     assert growth.scale == Factor.sqrt(9, 6) and growth.energy == 1
     assert "key_size=12 is alive" in growth.dead
@@ -180,8 +185,8 @@ def test_keys_under_a_norm_below_twice_are_zeros_and_dead() -> None:
 @pytest.mark.parametrize(("new", "works"), [(8, 12), (9, 12), (13, 18), (11, 12), (19, 24)])
 def test_keys_under_a_layer_norm_grow_by_whole_heads(new: int, works: int) -> None:
     with pytest.raises(RequestError, match=rf"whole copies of the head; {works} works"):
-        key_growth(keyed("layer"), "key", 6, new, PAPER)
-    growth = key_growth(keyed("layer"), "key", 6, works, PAPER)
+        key_growth(keyed("layer"), "key", 6, new, PAPER.ways["key"])
+    growth = key_growth(keyed("layer"), "key", 6, works, PAPER.ways["key"])
     assert growth.scale == ONE and growth.dead == ""
     assert {run.factor for run in growth.lift.runs} == {ONE}
 
@@ -197,14 +202,14 @@ def test_keys_under_a_layer_norm_grow_by_whole_heads(new: int, works: int) -> No
     ],
 )
 def test_keys_without_a_norm(rotary: Rotary | None, lift: Lift) -> None:
-    growth = key_growth(keyed("", rotary), "key", 4, 6, PAPER)
+    growth = key_growth(keyed("", rotary), "key", 4, 6, PAPER.ways["key"])
     assert (growth.lift, growth.closed, growth.scale) == (lift, "readers", ONE)
 
 
 def test_rotary_of_another_axis_places_nothing() -> None:
     model = family(("hidden", "nope", "rope", "value"), {}, {}, Attention(key=("nope", "rope"), rotary=Rotary("rope")))
-    assert key_growth(model, "nope", 4, 6, PAPER).lift == Lift.place(4, range(4), 6)
-    assert key_growth(model, "rope", 4, 6, PAPER).lift == Lift.place(4, [0, 1, 3, 4], 6)
+    assert key_growth(model, "nope", 4, 6, PAPER.ways["key"]).lift == Lift.place(4, range(4), 6)
+    assert key_growth(model, "rope", 4, 6, PAPER.ways["key"]).lift == Lift.place(4, [0, 1, 3, 4], 6)
 
 
 # --- streams and the rest --------------------------------------------------------------------------------------------
@@ -232,24 +237,23 @@ def normed(*norms: Norm, **facts: Any) -> Family:
     ],
 )
 def test_a_stream_is_lifted_as_its_norms_ask(norms: list[Norm], lift: Lift, scale: Factor) -> None:
-    growth = normed_growth(normed(*norms), "hidden", 4, 6, PAPER)
+    growth = normed_growth(normed(*norms), "hidden", 4, 6, PAPER.ways["hidden"])
     assert (growth.lift, growth.scale, growth.closed, growth.heard) == (lift, scale, "writers", False)
     assert growth.energy == scale.square * Fraction(4, 6)
 
 
 def test_a_copied_stream_is_heard_and_keeps_its_energy() -> None:
     model = normed(Norm("hidden", "layer", 1e-5), copied={"hidden": "so it is"})
-    growth = normed_growth(model, "hidden", 4, 12, PAPER)
-    assert (growth.lift, growth.scale, growth.heard) == (Lift.copies(4, 3), ONE, True)
+    growth = normed_growth(model, "hidden", 4, 12, PAPER.ways["hidden"])
+    assert (growth.lift, growth.scale, growth.heard) == (copies(4, [0, 1, 2, 3] * 3, HALVES), ONE, True)
     assert growth.energy == 1
-    same = normed_growth(model, "hidden", 4, 4, PAPER)
+    same = normed_growth(model, "hidden", 4, 4, PAPER.ways["hidden"])
     assert same.is_identity and not same.heard
 
 
 def test_an_axis_that_a_norm_reads_is_closed_at_its_writers() -> None:
-    method = replace(PAPER, closed={**PAPER.closed, "hidden": "readers"})
     with pytest.raises(RequestError, match="a norm reads hidden"):
-        normed_growth(normed(Norm("hidden", "rms", "eps")), "hidden", 4, 6, method)
+        normed_growth(normed(Norm("hidden", "rms", "eps")), "hidden", 4, 6, Way(closed="readers"))
 
 
 def test_every_axis_by_what_the_family_says_of_it() -> None:
@@ -262,7 +266,7 @@ def test_every_axis_by_what_the_family_says_of_it() -> None:
         copied={"plain": "so it is"},
     )
     grown = resolve_growth(model, sizes(model, {}, **dict.fromkeys(model.axes, 4)), PAPER, tied=True, headed=True)
-    padded, copied = Lift.place(2, range(2), 4), Lift.copies(2, 2)
+    padded, copied = Lift.place(2, range(2), 4), copies(2, [0, 1, 0, 1], HALVES)
     assert {axis.axis: axis.lift for axis in grown} == {
         "vocab": padded,
         "positions": padded,

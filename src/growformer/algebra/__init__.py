@@ -5,16 +5,21 @@ from growformer.algebra.facts import Attention, Divides, Experts, Frozen, Lends,
 from growformer.algebra.family import OUTSIDE, Family, PerLayer, replace
 from growformer.algebra.fill import BARRED, Fill
 from growformer.algebra.lift import ONE, Factor, Lift, Run, concat, product
-from growformer.algebra.method import Method, Side
-from growformer.algebra.pattern import ODDS, RAW, WILD, Atom, Dim, NamePattern, TensorPattern
+from growformer.algebra.method import KINDS, Kind, Method, Order, Side, Way
+from growformer.algebra.pattern import GATE, ODDS, RAW, WILD, Atom, Dim, NamePattern, TensorPattern
 from growformer.algebra.sizes import Field, Layered, Ratio, Size, Times, Unlike, assigned, fields_of, layered, lookup
+from growformer.algebra.split import HALVES, SPLITS, Split, copies, shared
 
 __all__ = [
     "BARRED",
+    "GATE",
+    "HALVES",
+    "KINDS",
     "ODDS",
     "ONE",
     "OUTSIDE",
     "RAW",
+    "SPLITS",
     "WILD",
     "Atom",
     "Attention",
@@ -27,12 +32,14 @@ __all__ = [
     "Field",
     "Fill",
     "Frozen",
+    "Kind",
     "Layered",
     "Lends",
     "Lift",
     "Method",
     "NamePattern",
     "Norm",
+    "Order",
     "PerLayer",
     "Power",
     "Ratio",
@@ -40,15 +47,19 @@ __all__ = [
     "Run",
     "Side",
     "Size",
+    "Split",
     "TensorPattern",
     "Tied",
     "Times",
     "Unlike",
+    "Way",
     "assigned",
     "concat",
+    "copies",
     "fields_of",
     "layered",
     "lookup",
     "product",
     "replace",
+    "shared",
 ]

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from growformer.algebra.facts import Attention, Divides, Experts, Frozen, Lends, Norm, Power, Tied
-from growformer.algebra.pattern import ODDS, Atom, NamePattern, TensorPattern
+from growformer.algebra.pattern import GATE, ODDS, Atom, NamePattern, TensorPattern
 from growformer.algebra.sizes import Field, Size, fields_of, lookup, meets
 from growformer.errors import PatternError
 
@@ -46,6 +46,7 @@ class Family:
         powers: by role of a writer of the stream (or "logits"), by which power of a size the code multiplies.
         copied: axes that grow only by copies of all their channels, each with the reason in one sentence.
         optional: names of tensors that a config switches on (biases), with the field that does.
+        gates: names of tensors that write an MLP's gate: it multiplies what another tensor writes in the same channels.
         uneven: names of tensors that only some layers have (dense and sparse layers in turn).
         prefix: the part of the names that a bare backbone's checkpoint leaves out.
         drop: names of old buffers that are computed, not stored, and are left behind.
@@ -84,6 +85,7 @@ class Family:
     powers: Mapping[str, Power] = field(default_factory=dict)
     copied: Mapping[str, str] = field(default_factory=dict)
     optional: Mapping[str, str] = field(default_factory=dict)
+    gates: tuple[str, ...] = ()
     uneven: tuple[str, ...] = ()
     prefix: str = ""
     drop: tuple[str, ...] = ()
@@ -142,8 +144,11 @@ class Family:
     @cached_property
     def patterns(self) -> tuple[tuple[NamePattern, TensorPattern], ...]:
         """Every tensor's name and pattern, parsed."""
-        both = {**self.tensors, **self.tasks}
-        return tuple((self._name(n), TensorPattern.parse(text).indexed(self.streams)) for n, text in both.items())
+        found = []
+        for name, text in {**self.tensors, **self.tasks}.items():
+            pattern = TensorPattern.parse(text).indexed(self.streams)
+            found.append((self._name(name), pattern.written_as(GATE) if name in self.gates else pattern))
+        return tuple(found)
 
     @cached_property
     def _dropped(self) -> tuple[NamePattern, ...]:

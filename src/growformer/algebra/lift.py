@@ -12,7 +12,7 @@ from dataclasses import replace as _replace
 
 from growformer.algebra.factor import ONE, Factor
 
-__all__ = ["ONE", "Factor", "Lift", "Run", "concat", "product"]
+__all__ = ["ONE", "Factor", "Lift", "Run", "concat", "merged", "product"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,10 @@ class Run:
         share: (k, m) where these are the k-th of m copies that a reader shares its weights among: every entry goes to
             one of them, or half of it to each of two, drawn at random; the m shares of an entry add up to it.
         weigh: for a mean, the source tensor whose entries weigh the old channels; empty: all alike.
+        noise: with `share`, the copies hold the same part of every entry, the even ones more and the odd ones less by a
+            normal draw of this std, in stds of the tensor; 0: whole halves as `share` has it.
+        mirror: for new channels, how far before them the channels stand whose entries theirs are: the same where it is
+            positive, the opposite where it is negative; 0: their own.
     """
 
     count: int
@@ -40,6 +44,8 @@ class Run:
     free: bool = False
     share: tuple[int, int] | None = None
     weigh: str = ""
+    noise: float = 0.0
+    mirror: int = 0
 
     @property
     def new(self) -> bool:
@@ -81,7 +87,7 @@ class Lift:
             else:
                 runs.append(Run(1, source, back=None if source in seen else ONE))
                 seen.add(source)
-        return cls(old, tuple(_merge(runs)))
+        return cls(old, tuple(merged(runs)))
 
     @classmethod
     def copies(cls, old: int, times: int) -> Lift:
@@ -104,27 +110,6 @@ class Lift:
         """The same lift with its new channels free, or closed."""
         return Lift(self.old, tuple(_replace(run, free=free) if run.new else run for run in self.runs))
 
-    def shared(self, factor: Factor = ONE) -> Lift:
-        """What reads copies of channels: of each old channel, `factor` times the source's weights, shared among them.
-
-        Raises:
-            ValueError: where runs are not whole copies of one another.
-        """
-        times: dict[tuple[int | None, int], int] = {}
-        runs = []
-        for run in self.runs:
-            place = times.get((run.old, run.count), 0)
-            times[run.old, run.count] = place + 1
-            runs.append((run, place))
-        once = sum(count for _, count in times) == self.old
-        if any(run.old is None or run.mean for run in self.runs) or len(set(times.values())) != 1 or not once:
-            raise ValueError("only whole copies can share what reads them")
-        m = next(iter(times.values()))
-        out = (
-            Run(r.count, r.old, factor / r.factor, r.factor / factor, share=(k, m) if m > 1 else None) for r, k in runs
-        )
-        return Lift(self.old, tuple(out))
-
     def spans(self) -> Iterator[tuple[int, Run]]:
         """Each run with the first new channel it fills."""
         start = 0
@@ -133,13 +118,14 @@ class Lift:
             start += run.count
 
     def to_json(self) -> list[list[object]]:
-        """Runs as [count, old | None, E², R² | None, mean, free, share, weigh], trailing defaults dropped."""
+        """Runs as [count, old | None, E², R² | None, mean, free, share, weigh, noise, mirror], defaults left out."""
         out: list[list[object]] = []
         for run in self.runs:
             back = None if run.back is None else str(run.back.square)
             share = None if run.share is None else list(run.share)
             row: list[object] = [run.count, run.old, str(run.factor.square), back, run.mean, run.free, share, run.weigh]
-            defaults = [None, None, "1", "1" if run.old is not None else None, 0, False, None, ""]
+            row += [run.noise, run.mirror]
+            defaults = [None, None, "1", "1" if run.old is not None else None, 0, False, None, "", 0.0, 0]
             while len(row) > 2 and row[-1] == defaults[len(row) - 1]:
                 row.pop()
             out.append(row)
@@ -158,11 +144,13 @@ class Lift:
             free = bool(row[5]) if len(row) > 5 else False
             share = tuple(row[6]) if len(row) > 6 and isinstance(row[6], list) else None
             weigh = str(row[7]) if len(row) > 7 else ""
-            runs.append(Run(int(str(row[0])), start, factor, back, mean, free, share, weigh))
+            noise = float(str(row[8])) if len(row) > 8 else 0.0
+            mirror = int(str(row[9])) if len(row) > 9 else 0
+            runs.append(Run(int(str(row[0])), start, factor, back, mean, free, share, weigh, noise, mirror))
         return cls(old, tuple(runs))
 
 
-def _merge(runs: Iterable[Run]) -> list[Run]:
+def merged(runs: Iterable[Run]) -> list[Run]:
     """Neighbouring runs that continue each other, made one."""
     out: list[Run] = []
     for run in runs:
@@ -191,7 +179,7 @@ def product(outer: Lift, inner: Lift) -> Lift:
     runs: list[Run] = []
     for run in outer.runs:
         if run.old is None:
-            runs.append(_replace(run, count=run.count * inner.new))
+            runs.append(_replace(run, count=run.count * inner.new, mirror=run.mirror * inner.new))
         elif run.mean:
             if inner.new != 1 or not inner.is_identity:
                 raise NotImplementedError("the mean of an outer axis is not a run of the product")
@@ -214,9 +202,10 @@ def product(outer: Lift, inner: Lift) -> Lift:
                             factor=run.factor * part.factor,
                             back=back,
                             share=run.share or part.share,
+                            noise=run.noise or part.noise,
                         )
                     )
-    return Lift(outer.old * inner.old, tuple(_merge(runs)))
+    return Lift(outer.old * inner.old, tuple(merged(runs)))
 
 
 def concat(parts: Sequence[Lift]) -> Lift:
@@ -226,4 +215,4 @@ def concat(parts: Sequence[Lift]) -> Lift:
     for part in parts:
         runs += [run if run.old is None else _replace(run, old=run.old + offset) for run in part.runs]
         offset += part.old
-    return Lift(offset, tuple(_merge(runs)))
+    return Lift(offset, tuple(merged(runs)))

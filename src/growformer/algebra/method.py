@@ -1,13 +1,54 @@
-"""The Method type: which side of each axis a way of growing closes."""
+"""The Method type: for each kind of axis, which lift, which side is closed, and what the open side starts from."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-Side = Literal["writers", "readers"]
-"""The side of an axis whose new entries are zero, so that what the other side does cannot be seen."""
+from growformer.algebra.split import Split
+
+Side = Literal["writers", "readers", "pairs"]
+"""The side of an axis whose new entries are zero, so that what the other side does cannot be seen; or neither: new
+channels stand in pairs that are written alike and read with opposite signs."""
+
+Kind = Literal["mlp", "heads", "value", "key", "hidden", "layer"]
+"""What a method tells apart: the six expansions. Key/value heads and groups are heads, expert widths are mlp."""
+
+KINDS: tuple[Kind, ...] = ("mlp", "heads", "value", "key", "hidden", "layer")
+
+Order = Literal["cycle", "random", "stack", "each", "middle", "overlap"]
+"""Which old channels, or layers, the copies are of.
+
+cycle: from the first on, over and over. random: drawn, each as likely. Of layers: stack: the whole model again, on top;
+each: every layer again, behind itself; middle: the middle ones; overlap: the model again with the ends that meet left
+out.
+"""
+
+
+@dataclass(frozen=True)
+class Way:
+    """How one kind of axis grows.
+
+    Attributes:
+        lift: "new": new channels, closed on one side; "copies": copies of old channels, whose readers share their
+            weights. Of layers, "copies" are whole layers again: the function changes.
+        closed: of "new": the side that is closed. Axes that a norm reads can only be closed at their writers.
+        fill: of "new": what the open side holds: "normal" draws, or a "copy" of what stands at an old channel.
+        order: of copies: which.
+        split: of "copies": how readers share their weights.
+    """
+
+    lift: Literal["new", "copies"] = "new"
+    closed: Side = "readers"
+    fill: Literal["normal", "copy"] = "normal"
+    order: Order = "cycle"
+    split: Split = field(default_factory=Split)
+
+    @property
+    def preserving(self) -> bool:
+        """Whether the grown model computes the same function, where the way is open at all; not so for layers."""
+        return self.lift == "new" or self.order in ("cycle", "random")
 
 
 @dataclass(frozen=True)
@@ -17,11 +58,16 @@ class Method:
     Attributes:
         name: the word a user types.
         source: the paper.
-        preserving: whether the grown model computes the same function.
-        closed: for each axis, the side that is closed. Axes that a norm reads can only be closed at their writers.
+        about: what it does, in one sentence.
+        ways: by kind of axis. What it does not say, it cannot grow.
     """
 
     name: str
     source: str
-    preserving: bool
-    closed: Mapping[str, Side]
+    about: str
+    ways: Mapping[Kind, Way]
+
+    @property
+    def preserving(self) -> bool:
+        """Whether the grown model computes the same function, on every axis it grows."""
+        return all(way.preserving for way in self.ways.values())

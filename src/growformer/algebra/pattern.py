@@ -39,6 +39,9 @@ RAW = "raw"
 ODDS = "odds"
 """The role of a bias on what channels are chosen by: a softmax or a top-k reads the axis there."""
 
+GATE = "gate"
+"""The role of a writer of MLP channels that multiplies what another writer writes there."""
+
 WILD = "_"
 """In place of an axis: as many channels as the stored tensor has; they never grow."""
 
@@ -124,6 +127,16 @@ class TensorPattern:
         stand: Stand = "read" if reads else "write"
         dims = (
             replace(dim, atom=replace(dim.atom, stand=stand)) if dim.atom is not None and dim.atom.index else dim
+            for dim in self.dims
+        )
+        return TensorPattern(self.text, tuple(dims))
+
+    def written_as(self, role: str) -> TensorPattern:
+        """The pattern with one role for every channel that it writes, index axes aside."""
+        dims = (
+            replace(dim, atom=replace(dim.atom, role=role))
+            if dim.atom is not None and dim.atom.stand == "write" and not dim.atom.index
+            else dim
             for dim in self.dims
         )
         return TensorPattern(self.text, tuple(dims))

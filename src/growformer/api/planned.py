@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from growformer.algebra import Family, Field, Method, Tied
+from growformer.algebra import KINDS, Family, Field, Method, Tied
 from growformer.api.becoming import seen
 from growformer.checkpoint import TensorFiles, read_config, require_growable
 from growformer.checkpoint.hub import located
@@ -14,6 +16,7 @@ from growformer.checkpoint.stock import disk_names, fields_read, full_config
 from growformer.errors import RequestError, SourceError
 from growformer.families import FAMILIES
 from growformer.methods import METHODS
+from growformer.methods.paper import PAPER
 from growformer.planning import Plan, make_plan
 from growformer.planning.becoming import check_there
 from growformer.planning.choices import Choices
@@ -46,13 +49,32 @@ def family_of(config: Mapping[str, Any]) -> Family:
 
 
 def method_named(name: str) -> Method:
-    """The method of that name.
+    """The method of a name: one alone ("lemon"), or with others for some kinds of axes ("lemon,key=paper").
 
     Raises:
         RequestError: there is none; the message lists those there are.
     """
+    first, *others = (part.strip() for part in name.split(","))
+    if "=" in first:
+        first, others = PAPER.name, [first, *others]
+    made = _method(first)
+    for part in others:
+        kind, _, other = (word.strip() for word in part.partition("="))
+        if kind not in KINDS or not other:
+            raise RequestError(f"method {name!r}: {part!r} should be KIND=METHOD, with KIND one of {', '.join(KINDS)}")
+        way = _method(other).ways.get(kind)
+        if way is None:
+            grows = ", ".join(METHODS[other].ways)
+            raise RequestError(f"method {name!r}: {other} does not grow {kind}; it grows {grows}")
+        made = replace(made, name=name, ways={**made.ways, kind: way})
+    return made
+
+
+def _method(name: str) -> Method:
     if name not in METHODS:
-        raise RequestError(f"method {name!r} is unknown; there are {', '.join(METHODS)}")
+        near = difflib.get_close_matches(name, METHODS, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise RequestError(f"method {name!r} is unknown; {hint}there are {', '.join(METHODS)}")
     return METHODS[name]
 
 

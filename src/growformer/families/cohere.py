@@ -33,6 +33,7 @@ COHERE = Family(
         "model.norm.weight": "final: * hidden",
         "lm_head.weight": "vocab <- hidden",
     },
+    gates=("model.layers.{layer}.mlp.gate_proj.weight",),
     norms={
         "pre": Norm("hidden", "layer", eps="layer_norm_eps"),
         "final": Norm("hidden", "layer", eps="layer_norm_eps"),

@@ -58,6 +58,11 @@ DEEPSEEK_V3 = Family(
         "score.weight": "_ <- hidden",
         "score.bias": "-> _",
     },
+    gates=(
+        "model.layers.{layer}.mlp.gate_proj.weight",
+        "model.layers.{layer}.mlp.experts.{experts}.gate_proj.weight",
+        "model.layers.{layer}.mlp.shared_experts.gate_proj.weight",
+    ),
     norms={
         "pre": Norm("hidden", "rms", eps="rms_norm_eps"),
         "q_rank": Norm("q_rank", "rms", eps=1e-6),

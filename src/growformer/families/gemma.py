@@ -29,6 +29,7 @@ GEMMA = replace(
         "lm_head.weight": "vocab <- hidden",
     },
     tasks={"score.weight": "_ <- hidden", "score.bias": "-> _"},
+    gates=("model.layers.{layer}.mlp.gate_proj.weight",),
     norms={
         "pre": Norm("hidden", "rms", eps="rms_norm_eps", gain="1+w"),
         "final": Norm("hidden", "rms", eps="rms_norm_eps", gain="1+w"),

@@ -33,6 +33,7 @@ GEMMA2 = replace(
         "model.norm.weight": "final: * hidden",
         "lm_head.weight": "vocab <- hidden",
     },
+    gates=("model.layers.{layer}.mlp.gate_proj.weight",),
     norms={
         **GEMMA.norms,
         "post": Norm("hidden", "rms", eps="rms_norm_eps", gain="1+w", output="added"),

@@ -83,6 +83,11 @@ GEMMA4_TEXT = Family(
         "model.norm.weight": "final: * hidden",
         "lm_head.weight": "vocab <- hidden",
     },
+    gates=(
+        "model.layers.{layer}.mlp.gate_proj.weight",
+        "model.layers.{layer:own}.mlp.gate_proj.weight",
+        "model.layers.{layer:borrowing}.mlp.gate_proj.weight",
+    ),
     norms={
         "pre": Norm("hidden", "rms", eps="rms_norm_eps"),
         "post": Norm("hidden", "rms", eps="rms_norm_eps", output="added"),

@@ -37,6 +37,10 @@ LLAMA = Family(
         "model.norm.weight": "final: * hidden",
         "lm_head.weight": "vocab <- hidden",
     },
+    gates=(
+        "model.layers.{layer}.mlp.gate_proj.weight",
+        "model.layers.{layer}.mlp.gate_proj.bias",
+    ),
     norms={
         "pre": Norm("hidden", "rms", eps="rms_norm_eps"),
         "final": Norm("hidden", "rms", eps="rms_norm_eps"),

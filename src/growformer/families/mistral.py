@@ -42,6 +42,7 @@ MISTRAL = Family(
         "qa_outputs.weight": "_ <- hidden",
         "qa_outputs.bias": "-> _",
     },
+    gates=("model.layers.{layer}.mlp.gate_proj.weight",),
     norms={
         "pre": Norm("hidden", "rms", eps="rms_norm_eps"),
         "final": Norm("hidden", "rms", eps="rms_norm_eps"),

@@ -44,6 +44,7 @@ MIXTRAL = Family(
         "qa_outputs.weight": "_ <- hidden",
         "qa_outputs.bias": "-> _",
     },
+    gates=("model.layers.{layer}.block_sparse_moe.experts.{experts}.w1.weight",),
     norms={
         "pre": Norm("hidden", "rms", eps="rms_norm_eps"),
         "final": Norm("hidden", "rms", eps="rms_norm_eps"),

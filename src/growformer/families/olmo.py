@@ -24,6 +24,7 @@ OLMO = replace(
         "lm_head.weight": "vocab <- hidden",
     },
     tasks={"score.weight": "_ <- hidden"},
+    gates=("model.layers.{layer}.mlp.gate_proj.weight",),
     norms={
         "pre": Norm("hidden", "layer", eps=1e-5, gain=None),
         "final": Norm("hidden", "layer", eps=1e-5, gain=None),

@@ -28,6 +28,7 @@ OLMO2 = replace(
         "model.norm.weight": "final: * hidden",
         "lm_head.weight": "vocab <- hidden",
     },
+    gates=("model.layers.{layer}.mlp.gate_proj.weight",),
     norms={
         "post": Norm("hidden", "rms", eps="rms_norm_eps", output="added"),
         "final": Norm("hidden", "rms", eps="rms_norm_eps"),

@@ -21,6 +21,11 @@ QWEN2_MOE = replace(
         "expert_mlp": Field("moe_intermediate_size"),
         "shared_mlp": Field("shared_expert_intermediate_size"),
     },
+    gates=(
+        *QWEN2.gates,
+        "model.layers.{layer}.mlp.experts.{experts}.gate_proj.weight",
+        "model.layers.{layer}.mlp.shared_expert.gate_proj.weight",
+    ),
     tensors={
         **QWEN2.tensors,
         "model.layers.{layer}.mlp.gate.weight": "experts <- hidden",

@@ -18,6 +18,7 @@ QWEN3_MOE = replace(
         "experts": Field("num_local_experts", default=Field("num_experts")),
         "expert_mlp": Field("moe_intermediate_size"),
     },
+    gates=(*QWEN3.gates, "model.layers.{layer}.mlp.experts.{experts}.gate_proj.weight"),
     tensors={
         **QWEN3.tensors,
         "model.layers.{layer}.mlp.gate.weight": "experts <- hidden",

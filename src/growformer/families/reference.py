@@ -23,7 +23,7 @@ REFERENCE = Family(
         "layers.{layer}.heads.{head}.w_q": "hidden -> (q: key)",
         "layers.{layer}.heads.{head}.w_k": "hidden -> (k: key)",
         "layers.{layer}.heads.{head}.w_v": "hidden -> (v: value)",
-        "layers.{layer}.heads.{head}.w_o": "value -> hidden",
+        "layers.{layer}.heads.{head}.w_o": "[head] value -> hidden",
         "layers.{layer}.norm_mlp": "pre: * hidden",
         "layers.{layer}.w1": "hidden -> mlp",
         "layers.{layer}.b1": "-> mlp",
@@ -34,6 +34,10 @@ REFERENCE = Family(
         "norm_final": "final: * hidden",
         "w_out": "hidden -> vocab",
     },
+    gates=(
+        "layers.{layer}.w_gate",
+        "layers.{layer}.b_gate",
+    ),
     norms={
         "pre": Norm("hidden", "rms", eps="eps"),
         "final": Norm("hidden", "rms", eps="eps"),

@@ -42,6 +42,7 @@ STABLELM = Family(
         "lm_head.weight": "vocab <- hidden",
     },
     tasks={"score.weight": "_ <- hidden", "score.bias": "-> _"},
+    gates=("model.layers.{layer}.mlp.gate_proj.weight",),
     norms={
         "pre": Norm("hidden", "layer", eps="layer_norm_eps"),
         "final": Norm("hidden", "layer", eps="layer_norm_eps"),

@@ -101,6 +101,10 @@ T5 = Family(
         "qa_outputs.weight": "_ <- hidden",
         "qa_outputs.bias": "-> _",
     },
+    gates=(
+        "transformer.encoder.block.{layer}.layer.1.DenseReluDense.wi_0.weight",
+        "transformer.decoder.block.{decoder_layer}.layer.2.DenseReluDense.wi_0.weight",
+    ),
     norms={
         "pre": Norm("hidden", "rms", eps="layer_norm_epsilon"),
         "encoder_final": Norm("hidden", "rms", eps="layer_norm_epsilon"),

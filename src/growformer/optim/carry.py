@@ -184,4 +184,4 @@ def new_entries(plan: Plan, layout: Layout, name: str) -> torch.Tensor:
 def _kind(tensor: TensorPlan, block: Block) -> Kind:
     if not has_past(block):
         return Kind(new=True, closed=block.source is None and not block.free)
-    return Kind(False, False, block.factor, any(block.shares), tensor.offset if block.factor != ONE else 0)
+    return Kind(False, False, block.factor, block.part, tensor.offset if block.factor != ONE else 0)

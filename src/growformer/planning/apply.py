@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from growformer.algebra.fill import numbers, quantiles, shares
+from growformer.algebra.fill import draw, numbers, quantiles, shares
 from growformer.algebra.scratch import Scratch
 from growformer.planning.plan import Block, Plan, TensorPlan
 
@@ -78,6 +78,8 @@ class Applier:
             fill = tensor.fill
             if fill.kind != "constant" and fill.std is None and fill.like is not None and _has_free(tensor):
                 needs[fill.like, fill.kind] = None
+            if tensor.source is not None and any(run.noise for dim in tensor.dims for run in dim.runs):
+                needs[tensor.source, "normal"] = None
         return list(needs)
 
     def measure(self, name: str, kind: str) -> float:
@@ -168,7 +170,8 @@ class Applier:
                 return values
         memory = scratch or Scratch()
         out = _tensor(memory.array("out", (stop - start, *tensor.shape[1:]), f"int{8 * dtype.itemsize}"), dtype)
-        free = []
+        free: list[tuple[tuple[slice, ...], tuple[int, ...]]] = []
+        mirrored: list[tuple[tuple[slice, ...], tuple[int, ...]]] = []
         for block in blocks:
             first = (block.start[0] - start, *block.start[1:])
             box = tuple(slice(at, at + size) for at, size in zip(first, block.shape, strict=True))
@@ -176,11 +179,13 @@ class Applier:
                 for rows, part in _parts(block):
                     out[box][rows] = self._old(tensor, part)
             elif block.free:
-                free.append(box)
+                (mirrored if any(block.mirror) else free).append((box, block.mirror))
             else:
                 out[box] = -tensor.offset  # what is closed adds up to zero with what the model adds to it
         if free:
-            self._draw(tensor, start, out, free, memory)
+            self._draw(tensor, start, out, [box for box, _ in free], memory)
+        for box, mirror in mirrored:
+            self._mirror(tensor, start, out[box], box, mirror)
         return out
 
     def _old(self, tensor: TensorPlan, block: Block) -> torch.Tensor:
@@ -194,7 +199,9 @@ class Applier:
         if exponent == 0 and not any(block.mean) and not shared:
             return values
         values = values.double() + tensor.offset
-        if shared:
+        if block.noise:
+            values = self._noised(tensor, block, values)
+        elif shared:
             values *= self._shares(tensor, block)
         for dim, mean in enumerate(block.mean):
             if mean:
@@ -223,6 +230,24 @@ class Applier:
             out = out.narrow(dim, block.source[dim], block.mean[dim] or block.shape[dim])
         return out
 
+    def _noised(self, tensor: TensorPlan, block: Block, values: torch.Tensor) -> torch.Tensor:
+        """This copy's equal part of a block, and what is added to it and taken off its neighbour."""
+        import torch
+
+        assert tensor.source is not None and block.source is not None
+        k, m = next(share for share in block.shares if share is not None)
+        values /= m
+        if k == m - 1 and m % 2:
+            return values  # the last of an odd number has no neighbour
+        width, first, rows = math.prod(tensor.source_shape[1:]), block.source[0], block.shape[0]
+        label = f"{tensor.source} shared by {k // 2}"
+        drawn = draw(self.plan.seed, label, tensor.source_shape, first * width, (first + rows) * width)
+        noise = torch.from_numpy(drawn).double().reshape(rows, *tensor.source_shape[1:])
+        for dim in range(1, len(block.shape)):
+            noise = noise.narrow(dim, block.source[dim], block.shape[dim])
+        level = block.noise * self.measure(tensor.source, "normal")
+        return values + noise * (level if k % 2 == 0 else -level)
+
     def _draw(
         self, tensor: TensorPlan, start: int, out: torch.Tensor, boxes: Sequence[tuple[slice, ...]], scratch: Scratch
     ) -> None:
@@ -240,6 +265,24 @@ class Applier:
         for rows, *rest in boxes:
             box = (slice(rows.start - low, rows.stop - low), *rest)
             _look_up(table, which[box], there[(rows, *rest)], scratch)
+
+    def _mirror(
+        self, tensor: TensorPlan, start: int, out: torch.Tensor, box: tuple[slice, ...], mirror: tuple[int, ...]
+    ) -> None:
+        """Fill a box of the rows from `start` on with what is drawn at its mirror image, or its opposite."""
+        import torch
+
+        values = self._fill(tensor, out.dtype)
+        if len(values) > 1:
+            width = math.prod(tensor.shape[1:])
+            first = start + box[0].start - abs(mirror[0])
+            rows = numbers(self.plan.seed, tensor.name, tensor.shape, first * width, (first + len(out)) * width)
+            there = tuple(slice(s.start - abs(m), s.stop - abs(m)) for s, m in zip(box[1:], mirror[1:], strict=True))
+            which = rows.reshape(len(out), *tensor.shape[1:])[(slice(None), *there)]
+            values = values[torch.from_numpy(which.astype("int64"))]
+        out.copy_(values)
+        if sum(m < 0 for m in mirror) % 2:
+            out.neg_()
 
     def _fill(self, tensor: TensorPlan, dtype: torch.dtype) -> torch.Tensor:
         """What free entries of a tensor may be: one value, or as many as there are `quantiles`.
@@ -352,7 +395,8 @@ def pull_back(plan: Plan, target: Mapping[str, torch.Tensor]) -> dict[str, torch
             there = tuple(slice(a, a + n) for a, n in zip(block.source, block.shape, strict=True))
             # Divided by the factor where back is its inverse: one rounding less than multiplying by the inverse.
             inverse = block.back.inverse
-            old[there] += (grown[here] + tensor.offset) / float(inverse) - tensor.offset
+            old[there] += (grown[here] + tensor.offset) / float(inverse)
+        old -= tensor.offset
         # Several tensors may hold one between them: copies of an expert, each with its share.
         out[tensor.source] = out[tensor.source] + old if tensor.source in out else old
     return out

@@ -53,7 +53,11 @@ def tensor_plans(
                 continue
             made = (family, growth, covered.prefix, name, pattern, new, dict.fromkeys(old) if new_to_family else old)
             at = moved.get((name.text, tuple(new.values())))
-            if at is None:
+            again = None if at is not None or new_to_family else _again(family, growth, name, pattern, new, old)
+            if again is not None and (at_old := tuple(v for v in again.values() if v is not None)) in sources:
+                whole = (family, growth, covered.prefix, name, pattern, new, again)
+                plan = _unread(_tensor_plan(*whole, sources[at_old], shapes, is_new=False))
+            elif at is None:
                 plan = _tensor_plan(*made, sources[like], shapes, is_new=new_to_family or None in old.values())
             elif isinstance(at, Factor):
                 plan = _tensor_plan(*made, sources[like], shapes, is_new=True)
@@ -64,6 +68,32 @@ def tensor_plans(
                 plan = replace(plan, fill=replace(plan.fill, std=float((config or {}).get("initializer_range", 0.02))))
             rows.append(((*_place(family, name, new), order), plan))
     yield from (plan for _, plan in sorted(rows, key=lambda row: row[0]))
+
+
+def _again(
+    family: Family,
+    growth: Growth,
+    name: NamePattern,
+    pattern: TensorPattern,
+    new: Mapping[str, int],
+    old: Mapping[str, int | None],
+) -> dict[str, int | None] | None:
+    """The source index of what a tensor of a new layer starts from, where the layer starts as a copy of another.
+
+    What closes the layer does not, nor a number that what passes is multiplied by.
+    """
+    fresh = [axis for axis, value in old.items() if value is None]
+    if not fresh or family.closes_layer(name, pattern) or family.passes(pattern):
+        return None
+    if any(axis not in family.layers or not growth.at(axis).donors for axis in fresh):
+        return None
+    return {axis: growth.at(axis).donors[new[axis]] if value is None else value for axis, value in old.items()}
+
+
+def _unread(plan: TensorPlan) -> TensorPlan:
+    """The plan of a copy that nobody reads yet: nothing in it continues what the source learned."""
+    dims = tuple(Lift(dim.old, tuple(replace(run, back=None) for run in dim.runs)) for dim in plan.dims)
+    return replace(plan, dims=dims)
 
 
 def _at(family: Family, covered: Covered, place: Place) -> str:
@@ -182,14 +212,18 @@ def _by_name(
             continue  # each has one source; that of a gain may be another layer's
         atom = reads.get(axis)
         run = _run_at(port(family, growth, atom, index) if atom else growth.at(axis, index).lift, index[axis])
-        if not dims or (atom is None and run.back is not None):
+        if not dims or (run.factor, run.back, run.share) == (ONE, ONE, None):
             continue
-        runs = dims[0].times(run.factor).runs if atom else dims[0].runs
-        change: dict[str, Any] = {"share": run.share} if atom else {}
-        if run.back is None:
-            change["back"] = None
-        dims = [Lift(dims[0].old, tuple(replace(r, **change) if not r.new else r for r in runs)), *dims[1:]]
+        part = replace(run, factor=run.factor if atom else ONE)
+        runs = (r if r.new else _within(r, part) for r in dims[0].runs)
+        dims = [Lift(dims[0].old, tuple(runs)), *dims[1:]]
     return dims
+
+
+def _within(run: Run, outer: Run) -> Run:
+    """A run of a tensor that is itself one channel of an outer axis, which `outer` makes."""
+    back = None if run.back is None or outer.back is None else run.back * outer.back
+    return replace(run, factor=run.factor * outer.factor, back=back, share=outer.share, noise=outer.noise)
 
 
 def _weighed(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, lru_cache
+from itertools import islice
+from typing import Literal
 
-from growformer.algebra import ONE, Factor, Lift, Run, Side
+from growformer.algebra import HALVES, ONE, Factor, Lift, Run, Side, Split
+from growformer.algebra.lift import merged
 
 Scope = tuple[tuple[str, int], ...]
 """Where an axis has a size of its own: pairs of index axis and target index, such as (("layer", 3),)."""
@@ -31,6 +34,10 @@ class AxisGrowth:
         kept: for an index axis of layers that end in a norm on the stream, the gain of the norms that give their own
             gain and shift away to a new layer (see `planning.migrate`); None elsewhere.
         whole: its copies are all read, each by all that read the old channel, for what weighs them adds up to one.
+        split: of copies that are heard: how the readers share.
+        donors: for each new channel, the old one whose entries the open side starts from; empty: it is drawn. Of an
+            index axis of layers: for each target layer, the one whose tensors a new layer starts from.
+        changes: why the grown model computes another function, in one sentence; empty where it does not.
     """
 
     axis: str
@@ -44,6 +51,9 @@ class AxisGrowth:
     barred: bool = False
     kept: Factor | None = None
     whole: bool = False
+    split: Split = HALVES
+    donors: tuple[int, ...] = ()
+    changes: str = ""
 
     @property
     def old(self) -> int:
@@ -98,6 +108,44 @@ class AxisGrowth:
                 for run in self.lift.runs
             ),
         )
+
+    def facing(self, lift: Lift, side: Literal["writers", "readers"]) -> Lift:
+        """`lift` for a tensor on one side of the axis: its new channels closed, or open with what they start from."""
+        if self.closed == "pairs":
+            return _paired(lift, side)
+        start = self.closed != side
+        return _started(lift, self.donors) if start and self.donors else lift.freed(start)
+
+
+@lru_cache(maxsize=1024)
+def _started(lift: Lift, donors: tuple[int, ...]) -> Lift:
+    """The lift with each new channel a copy of an old one, which nobody reads."""
+    factor = next((run.factor for run in lift.runs if run.old is not None and not run.mean), ONE)
+    runs: list[Run] = []
+    rest = iter(donors)
+    for run in lift.runs:
+        runs += [Run(1, donor, factor, None) for donor in islice(rest, run.count)] if run.new else [run]
+    return Lift(lift.old, tuple(merged(runs)))
+
+
+@lru_cache(maxsize=1024)
+def _paired(lift: Lift, side: Literal["writers", "readers"]) -> Lift:
+    """New channels in pairs: the second is written as the first is, and read with the opposite sign.
+
+    One that has no partner is closed at its readers.
+    """
+    mirrored = [(start - run.mirror, run.count) for start, run in lift.spans() if run.mirror]
+    firsts = {at for start, count in mirrored for at in range(start, start + count)}
+    sign = 1 if side == "writers" else -1
+    runs: list[Run] = []
+    for start, run in lift.spans():
+        if not run.new:
+            runs.append(run)
+            continue
+        for at in range(start, start + run.count):
+            free = side == "writers" or bool(run.mirror) or at in firsts
+            runs.append(replace(run, count=1, free=free, mirror=sign * run.mirror))
+    return Lift(lift.old, tuple(merged(runs)))
 
 
 class Growth:

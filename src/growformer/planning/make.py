@@ -67,7 +67,9 @@ def make_plan(
     check_served(family, full, sizes)
     tied, headed = ties(family, full, shapes), family.headed(full)
     places = _placed(family, sizes, layers_at)
-    growth = resolve_growth(family, sizes, method, tied=tied, headed=headed, layers_at=places, choices=choices)
+    growth = resolve_growth(
+        family, sizes, method, tied=tied, headed=headed, layers_at=places, choices=choices, seed=seed
+    )
     config, notes = target_config(family, raw, full, growth, sizes, choices.rope)
     covered = cover(family, growth, shapes, full, becoming)
     _check_absorbed(family, growth, covered)
@@ -93,6 +95,7 @@ def make_plan(
         dead=tuple(axis.dead for axis in growth if axis.dead),
         notes=tuple(dict.fromkeys([*seen, *notes, *(origin.notes if origin is not None else ())])),
         within_eps=within_eps(family, growth, full),
+        changes=tuple(axis.changes for axis in growth if axis.changes),
         source_family="" if becoming is None else becoming.source,
     )
 

@@ -32,6 +32,8 @@ class Block:
         free: new entries only: filled (True) or closed (False).
         shares: for each dim, which share of the source's entries it holds (see `Run.share`), or None.
         weigh: for each dim, the tensor that weighs its mean (see `Run.weigh`), or "".
+        noise: the std of what is added to and taken off its shares (see `Run.noise`); 0: none.
+        mirror: for each dim, how far before the box the entries stand that it repeats (see `Run.mirror`); 0: none.
     """
 
     start: tuple[int, ...]
@@ -43,6 +45,13 @@ class Block:
     free: bool
     shares: tuple[tuple[int, int] | None, ...] = ()
     weigh: tuple[str, ...] = ()
+    noise: float = 0.0
+    mirror: tuple[int, ...] = ()
+
+    @property
+    def part(self) -> bool:
+        """Its entries are one of several parts of the source's, or of their gradient."""
+        return any(self.shares) or (self.back is not None and self.factor * self.back != ONE)
 
 
 @dataclass(frozen=True)
@@ -80,14 +89,13 @@ class TensorPlan:
     @cached_property
     def fidelity(self) -> Fidelity:
         """How the source's entries arrive, before any change of dtype: identical, times powers of two, or rounded."""
-        if self.source is None:
+        blocks = [block for block in self.blocks() if block.source is not None]
+        if self.source is None or not any(block.back is not None for block in blocks):
             return "new"
         rank: list[Fidelity] = ["identical", "scaled", "rounded"]
         worst = 0
-        for block in self.blocks():
-            if block.source is None:
-                continue
-            if any(block.mean) or block.factor.exponent is None:
+        for block in blocks:
+            if any(block.mean) or block.factor.exponent is None or block.noise:
                 return "rounded"
             worst = max(worst, int(block.factor != ONE or any(block.shares)))
             if self.offset and block.factor != ONE:
@@ -117,7 +125,7 @@ class TensorPlan:
         flat = (0,) * len(runs)
         if self.source is None or any(run.old is None for run in runs):
             free = any(run.old is None and run.free for run in runs) or (self.source is None and self.free)
-            return Block(start, shape, None, ONE, None, flat, free)
+            return Block(start, shape, None, ONE, None, flat, free, mirror=tuple(run.mirror for run in runs))
         factor, back = ONE, ONE
         unread = False
         for run in runs:
@@ -127,7 +135,8 @@ class TensorPlan:
         source = tuple(run.old or 0 for run in runs)
         means, shares = tuple(run.mean for run in runs), tuple(run.share for run in runs)
         weigh = tuple(run.weigh for run in runs)
-        return Block(start, shape, source, factor, None if unread else back, means, False, shares, weigh)
+        noise = next((run.noise for run in runs if run.noise), 0.0)
+        return Block(start, shape, source, factor, None if unread else back, means, False, shares, weigh, noise)
 
     @property
     def entries(self) -> int:
@@ -165,6 +174,7 @@ class Plan:
         notes: warnings.
         within_eps: what is exact only up to the eps of norms, one sentence each, with the formula of the bound; empty
             where the growth is exact.
+        changes: what makes the grown model compute another function, one sentence each; empty where it does not.
     """
 
     family: str
@@ -182,15 +192,16 @@ class Plan:
     notes: tuple[str, ...] = ()
     within_eps: tuple[str, ...] = ()
     source_family: str = ""
+    changes: tuple[str, ...] = ()
 
     @cached_property
     def by_name(self) -> dict[str, TensorPlan]:
         return {tensor.name: tensor for tensor in self.tensors}
 
     @property
-    def function(self) -> Literal["exact", "within eps"]:
+    def function(self) -> Literal["exact", "within eps", "changed"]:
         """How the grown model's function relates to the source's, in real arithmetic."""
-        return "within eps" if self.within_eps else "exact"
+        return "changed" if self.changes else "within eps" if self.within_eps else "exact"
 
     @property
     def fidelity(self) -> dict[str, int]:
@@ -231,6 +242,7 @@ class Plan:
             "notes": list(self.notes),
             "function": self.function,
             "within_eps": list(self.within_eps),
+            **({"changes": list(self.changes)} if self.changes else {}),
             **({"source_family": self.source_family} if self.source_family else {}),
         }
 
@@ -264,6 +276,7 @@ class Plan:
             notes=tuple(data["notes"]),
             within_eps=tuple(data["within_eps"]),
             source_family=data.get("source_family", ""),
+            changes=tuple(data.get("changes", ())),
         )
 
     def dumps(self) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from fractions import Fraction
 
-from growformer.algebra import ONE, OUTSIDE, RAW, Atom, Attention, Factor, Family, Lift, Norm, Run
+from growformer.algebra import GATE, ONE, OUTSIDE, RAW, Atom, Attention, Factor, Family, Lift, Norm, Run, shared
 from growformer.planning.growth import AxisGrowth, Growth
 
 
@@ -41,23 +41,39 @@ def _write(family: Family, growth: Growth, axis: AxisGrowth, atom: Atom, index: 
     scored = attention is not None and axis.axis in attention.key and family.norm_over(axis.axis) is None
     if attention is not None and scored and family.side(atom.role) == "k":
         # Of the two sides of the dot product, the key projection is the one that reads (arXiv 2308.06103, eq. 17-19).
-        return axis.normed.times(score_demand(growth, attention, index)).freed(axis.closed == "writers")
-    return axis.lift.times(axis.scale * power(family, axis, atom.role)).freed(axis.closed == "readers")
+        demand = score_demand(growth, attention, index)
+        if axis.heard:
+            return shared(axis.lift, axis.split, demand)
+        return axis.facing(axis.normed.times(demand), "readers")
+    lift = axis.lift.times(axis.scale * power(family, axis, atom.role))
+    if axis.closed == "writers" and _open_writer(family, atom):
+        return replace(axis, closed="readers").facing(lift, "writers")
+    return axis.facing(lift, "writers")
+
+
+def _open_writer(family: Family, atom: Atom) -> bool:
+    """Whether a writer may hold anything at new channels though the axis is closed at its writers.
+
+    A gate multiplies what is zero already; and scores of a new head weigh nothing but its own values.
+    """
+    attention = family.attention_of(str(atom.axis))
+    heads = attention is not None and atom.axis not in (*attention.key, attention.value)
+    return atom.role == GATE or (heads and family.side(atom.role) in ("q", "k"))
 
 
 def _read(family: Family, axis: AxisGrowth, role: str | None) -> Lift:
     if axis.heard:
         # Experts are weighed by their router, which a copy shares: each copy's weights count for 1/m only.
         routed = family.experts is not None and axis.axis == family.experts.axis
-        return axis.lift.shared(Factor.of(axis.new, axis.old) if routed else ONE)
+        return shared(axis.lift, axis.split, Factor.of(axis.new, axis.old) if routed else ONE)
     if axis.whole:
         return axis.lift
     named = family.norms.get(role or "")  # a reader may say which of several norms it follows
     norm = None if role == RAW else named if named and named.axis == axis.axis else family.norm_over(axis.axis)
     if norm is None:
-        return _dual(axis.lift.times(axis.scale)).freed(axis.closed == "writers")
+        return axis.facing(_dual(axis.lift.times(axis.scale)), "readers")
     taken = restoring(axis) if norm.gain is None else ONE
-    return axis.normed.times(taken).freed(axis.closed == "writers")
+    return axis.facing(axis.normed.times(taken), "readers")
 
 
 def score_demand(growth: Growth, attention: Attention, index: Mapping[str, int]) -> Factor:

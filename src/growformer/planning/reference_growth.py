@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from growformer.algebra import Family, Lift, Method
+from growformer.algebra import Family, Kind, Lift, Method, Way, copies
 from growformer.errors import RequestError
 from growformer.planning.apply import apply
 from growformer.planning.build import tensor_plans
@@ -26,10 +26,12 @@ from growformer.planning.expansions import (
     MLPExpansion,
 )
 from growformer.planning.growth import AxisGrowth, Growth
+from growformer.planning.heads import alike
 from growformer.planning.make import axes_json
+from growformer.planning.picks import cycle
 from growformer.planning.plan import Plan
 from growformer.planning.ports import eps_factor
-from growformer.planning.resolve import stream_growth
+from growformer.planning.resolve import plain_growth, stream_growth
 
 if TYPE_CHECKING:
     from growformer.models import LayerSize, ReferenceConfig, ReferenceTransformer
@@ -81,13 +83,13 @@ def grow_reference(config: ReferenceConfig, expansion: Expansion, method: Method
     state = _start(config)
     for step in expansion.steps:
         _act(state, step)
-    hidden = stream_growth("hidden", config.hidden, state.hidden, mean=False)
+    hidden = _hidden(config.hidden, state.hidden, method)
     layers = Lift.rows(len(config.layers), [layer.source for layer in state.layers])
     axes = [
         AxisGrowth("vocab", Lift.identity(config.vocab), "writers"),
         AxisGrowth("positions", Lift.identity(config.positions), "writers"),
         hidden,
-        AxisGrowth("layer", layers, method.closed["layer"], like=tuple(layer.like for layer in state.layers)),
+        AxisGrowth("layer", layers, "readers", like=tuple(layer.like for layer in state.layers)),
     ]
     for place, layer in enumerate(state.layers):
         old = None if layer.source is None else config.layers[layer.source]
@@ -244,20 +246,49 @@ def _chosen_heads(
             yield f"layer {place} head {e}", layer.heads[e]
 
 
+def _hidden(old: int, new: int, method: Method) -> AxisGrowth:
+    """The growth of the residual stream, which RMSNorms alone read."""
+    way = _way(method, "hidden") if old != new else Way()
+    if way.lift == "copies" and old != new:
+        if new % old:
+            raise RequestError(f"hidden={new}: a norm reads it, so only whole copies of its {old} channels are exact")
+        lift = copies(old, [*range(old)] * (new // old), way.split)
+        return AxisGrowth("hidden", lift, "writers", heard=True, split=way.split)
+    grown = stream_growth("hidden", old, new, mean=False)
+    return grown if way.fill == "normal" else replace(grown, donors=tuple(j % old for j in range(new - old)))
+
+
+def _way(method: Method, kind: Kind) -> Way:
+    if kind not in method.ways:
+        raise RequestError(f"{method.name} ({method.source}) does not grow {kind}; it grows {', '.join(method.ways)}")
+    return method.ways[kind]
+
+
 def _layer_axes(place: int, layer: _Layer, old: LayerSize | None, method: Method) -> Iterator[AxisGrowth]:
-    """The growth of one target layer's own axes; `old` is the source's layer that stands there."""
+    """The growth of one target layer's own axes; `old` is the source's layer that stands there.
+
+    Where all of a layer is new, one way of closing it is as good as another: it is closed once, at what it writes.
+    """
     scope = (("layer", place),)
-    sources = Lift.rows(len(old.heads) if old else 0, [head.source for head in layer.heads])
+
+    def way(kind: Kind, was: int, now: int) -> Way:
+        return _way(method, kind) if was and was != now else Way()
+
+    was = len(old.heads) if old else 0
+    sources = [head.source for head in layer.heads]
     likes = tuple(head.like for head in layer.heads)
-    yield AxisGrowth("head", sources, method.closed["heads"], scope=scope, like=likes)
-    yield AxisGrowth("mlp", _first(old.mlp if old else 0, layer.mlp), method.closed["mlp"], scope=scope)
+    ahead = way("heads", was, len(sources))
+    if ahead.lift == "new" and ahead.closed == "pairs":
+        raise RequestError("heads: every head of the reference Transformer has tensors of its own, which have no pairs")
+    donors = [head.like for head in layer.heads if head.source is None]
+    heads = alike("head", was, sources, donors, ahead if ahead.lift == "copies" else Way())
+    yield replace(heads, scope=scope, like=likes)
+    mlp = old.mlp if old else 0
+    yield replace(plain_growth("mlp", mlp, layer.mlp, way("mlp", mlp, layer.mlp), cycle), scope=scope)
     for e, head in enumerate(layer.heads):
-        was = None if old is None or head.source is None else old.heads[head.source]
+        at = heads.sources[e]
+        size = None if old is None or at is None else old.heads[at]
         inner = (*scope, ("head", e))
-        yield AxisGrowth("key", _first(was.key if was else 0, head.key), method.closed["key"], scope=inner)
-        yield AxisGrowth("value", _first(was.value if was else 0, head.value), method.closed["value"], scope=inner)
-
-
-def _first(old: int, new: int) -> Lift:
-    """[I; 0]: the old channels first. Without rotary positions no channel's place means anything."""
-    return Lift.place(old, range(old), new)
+        key, value = (size.key, size.value) if size else (0, 0)
+        yield replace(plain_growth("key", key, head.key, way("key", key, head.key), cycle), scope=inner)
+        yield replace(plain_growth("value", value, head.value, way("value", value, head.value), cycle), scope=inner)

@@ -4,14 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from fractions import Fraction
 
-from growformer.algebra import BARRED, ONE, OUTSIDE, Attention, Experts, Factor, Family, Lift, Method, Run
+from growformer.algebra import (
+    BARRED,
+    HALVES,
+    ONE,
+    OUTSIDE,
+    Experts,
+    Factor,
+    Family,
+    Lift,
+    Method,
+    Run,
+    Way,
+    copies,
+)
+from growformer.algebra.lift import merged
 from growformer.errors import RequestError
 from growformer.planning.choices import Choices
 from growformer.planning.growth import AxisGrowth, Growth
+from growformer.planning.heads import heads_growth
 from growformer.planning.migrate import KEPT
-from growformer.planning.moves import field, up
+from growformer.planning.moves import Refused, field, up
+from growformer.planning.picks import Pick, picker, stacked_growth, way_of
 from growformer.planning.rotary import pair_places
 from growformer.planning.sizes import Sizes
 
@@ -34,7 +49,7 @@ def layer_growth(
     old: int,
     new: int,
     at: Sequence[int] | None,
-    method: Method,
+    way: Way,
     axis: str = "layer",
     barred: Collection[int] = (),
 ) -> AxisGrowth:
@@ -44,6 +59,8 @@ def layer_growth(
         RequestError: where the places are not as many as the new layers, repeat, are out of range, or behind a layer
             that no new one may follow.
     """
+    if way.lift == "copies" and new > old:
+        return stacked_growth(old, new, at, way, axis, barred)
     places = spread(old, new, barred) if at is None and new > old else list(at or ())
     if len(places) != new - old or len(set(places)) != len(places) or any(not 0 <= p < new for p in places):
         raise RequestError(
@@ -62,10 +79,11 @@ def layer_growth(
             )
         taken += place not in places
         like.append(max(taken - 1, 0))
-    return AxisGrowth(axis, Lift.rows(old, sources), method.closed["layer"], like=tuple(like))
+    donors = tuple(like) if way.fill == "copy" else ()
+    return AxisGrowth(axis, Lift.rows(old, sources), "readers", like=tuple(like), donors=donors)
 
 
-def normed_growth(family: Family, axis: str, old: int, new: int, method: Method) -> AxisGrowth:
+def normed_growth(family: Family, axis: str, old: int, new: int, way: Way, pick: Pick | None = None) -> AxisGrowth:
     """The growth of an axis that a norm reads, the residual stream first of all: a lift its norm cannot see.
 
     New channels that nothing writes under an RMSNorm, that carry the mean under a LayerNorm, or whole copies (design,
@@ -74,14 +92,22 @@ def normed_growth(family: Family, axis: str, old: int, new: int, method: Method)
     if old == new:
         return AxisGrowth(axis, Lift.identity(old), "writers")
     # The values of a head have no say: whether a norm reads them is the family's, and a method knows no norms.
-    if family.attention_of(axis) is None and method.closed.get(axis, "writers") != "writers":
+    if family.attention_of(axis) is None and way.lift == "new" and way.closed != "writers":
         raise RequestError(f"a norm reads {axis}, so it can only be closed at its writers")
-    if axis in family.copied:
-        return AxisGrowth(axis, Lift.copies(old, new // old), "writers", heard=True)
+    if axis in family.copied or way.lift == "copies":
+        split = way.split if way.lift == "copies" else HALVES
+        if new % old:
+            name = field(family, axis) or axis
+            raise Refused(
+                f"{name}={new}: a norm reads {axis}, so only whole copies of its channels are exact",
+                {name: up(new, old)},
+            )
+        return AxisGrowth(axis, copies(old, [*range(old)] * (new // old), split), "writers", heard=True, split=split)
     norms = [norm for norm in family.norms.values() if norm.axis == axis]
     # One eps that stands in the code, or serves norms over several axes, cannot be rescaled; the stream is.
     scale = Factor.sqrt(new, old) if any(family.fixed_eps(norm) for norm in norms) else ONE
-    return stream_growth(axis, old, new, mean=any(norm.kind == "layer" for norm in norms), scale=scale)
+    grown = stream_growth(axis, old, new, mean=any(norm.kind == "layer" for norm in norms), scale=scale)
+    return grown if way.fill == "normal" or pick is None else replace(grown, donors=tuple(pick(axis, old, new - old)))
 
 
 def stream_growth(axis: str, old: int, new: int, *, mean: bool, scale: Factor = ONE) -> AxisGrowth:
@@ -92,7 +118,9 @@ def stream_growth(axis: str, old: int, new: int, *, mean: bool, scale: Factor = 
     return AxisGrowth(axis, Lift(old, (Run(old, 0), tail)), "writers", scale)
 
 
-def key_growth(family: Family, axis: str, old: int, new: int, method: Method, way: str = "theta") -> AxisGrowth:
+def key_growth(
+    family: Family, axis: str, old: int, new: int, way: Way, rope: str = "theta", pick: Pick | None = None
+) -> AxisGrowth:
     """The growth of an axis of the dot product.
 
     Under a norm over each head the new channels are copies of old ones at new rotary pairs, closed at the key's gain:
@@ -104,10 +132,21 @@ def key_growth(family: Family, axis: str, old: int, new: int, method: Method, wa
     rotary = attention.rotary if attention is not None and attention.rotary and attention.rotary.axis == axis else None
     whole = rotary if rotary is not None and rotary.whole else None
     half = whole is not None and whole.layout == "half"
-    places = list(range(old)) if whole is None else pair_places(old, new, whole.layout, strided=way == "strided")
+    places = list(range(old)) if whole is None else pair_places(old, new, whole.layout, strided=rope == "strided")
     norm = family.norm_over(axis) or family.norm_across(axis)
-    if old == new or norm is None:
-        return AxisGrowth(axis, Lift.place(old, places, new), method.closed.get(axis, "readers"))
+    if old == new:
+        return AxisGrowth(axis, Lift.identity(old), "readers")
+    if way.lift == "copies" or way.closed == "pairs":
+        if norm is not None or rotary is not None:
+            said = "a norm reads" if norm is not None else "rotary positions turn"
+            raise RequestError(
+                f"{field(family, axis) or axis} {old} -> {new}: {said} queries and keys, so that their channels have "
+                f"no copies; key=paper works"
+            )
+        return plain_growth(axis, old, new, way, pick)
+    if norm is None:
+        donors = tuple(pick(axis, old, new - old)) if way.fill == "copy" and pick is not None else ()
+        return AxisGrowth(axis, Lift.place(old, places, new), way.closed, donors=donors)
     times = new // old
     sources: list[int | None] = [None] * new
     for i, place in enumerate(places):
@@ -150,57 +189,20 @@ def _whole_heads(family: Family, axis: str, old: int, new: int) -> str:
     )
 
 
-def head_growth(
-    old: tuple[int, int], new: tuple[int, int], copies: int = 1
-) -> tuple[list[int | None], list[int | None]]:
-    """For each new query head and each new key/value head, the old one it is.
-
-    Args:
-        old, new: (query heads, key/value heads).
-        copies: how often each old key/value head should be there at least.
-
-    Query head h reads key/value head h // (heads / kv_heads), so a head keeps its place in its group; where groups get
-    smaller, each old key/value head is copied for the groups its query heads are spread over.
-    """
-    (heads, kv), (new_heads, new_kv) = old, new
-    group, new_group = heads // kv, new_heads // new_kv
-    copies = max(copies, -(-group // new_group))
-    queries: list[int | None] = [None] * new_heads
-    for head in range(heads):
-        pair, place = divmod(head, group)
-        queries[(pair * copies + place // new_group) * new_group + place % new_group] = head
-    return queries, [j // copies if j < kv * copies else None for j in range(new_kv)]
-
-
-def alibi_places(kind: str, old: int, new: int) -> list[int | None]:
-    """For each new head, the old one with its slope, or None: a slope follows from a head's number and their count.
-
-    Every old table of slopes is part of every larger one (measured for all counts up to 140).
-    """
-    have = slopes(kind, new)
-    sources: list[int | None] = [None] * new
-    for i, slope in enumerate(slopes(kind, old)):
-        free = [j for j, s in enumerate(have) if s == slope and sources[j] is None]
-        if not free:
-            raise RequestError(f"{old} -> {new} heads: no new head has the slope 2^-{slope} of old head {i}")
-        sources[free[0]] = i
-    return sources
-
-
-def slopes(kind: str, heads: int) -> list[Fraction]:
-    """The exponents e of the slopes 2^-e of linear biases (arXiv 2108.12409), in the order of the heads.
-
-    For a number of heads that is no power of two, "bloom" appends every second slope of twice the lower power, and
-    "mpt" takes every second of the higher power first and then the others.
-    """
-    if kind == "mpt":
-        power = 1 << (heads - 1).bit_length()
-        table = [Fraction(8 * (i + 1), power) for i in range(power)]
-        return table if power == heads else [*table[1::2], *table[::2]][:heads]
-    power = 1 << (heads.bit_length() - 1)
-    table = [Fraction(8 * (i + 1), power) for i in range(power)]
-    more = [Fraction(8 * (2 * i + 1), 2 * power) for i in range(heads - power)]
-    return [*table, *more]
+def plain_growth(axis: str, old: int, new: int, way: Way, pick: Pick | None = None) -> AxisGrowth:
+    """The growth of an axis between linear maps that nothing else reads, old channels first."""
+    if old == new or not old or pick is None:
+        return AxisGrowth(axis, Lift.place(old, range(old), new), "readers" if way.closed == "pairs" else way.closed)
+    donors = pick(axis, old, new - old)
+    if way.lift == "copies":
+        lift = copies(old, [*range(old), *donors], way.split)
+        return AxisGrowth(axis, lift, "readers", heard=True, split=way.split)
+    if way.closed == "pairs":
+        half, odd = divmod(new - old, 2)
+        runs = (Run(old, 0), Run(half, None, back=None), Run(half, None, back=None, mirror=half))
+        return AxisGrowth(axis, Lift(old, tuple(merged([*runs, Run(odd, None, back=None)]))), "pairs")
+    start = tuple(donors) if way.fill == "copy" else ()
+    return AxisGrowth(axis, Lift.place(old, range(old), new), way.closed, donors=start)
 
 
 def resolve_growth(
@@ -212,32 +214,41 @@ def resolve_growth(
     headed: bool = True,
     layers_at: Mapping[str, Sequence[int]] | None = None,
     choices: Choices | None = None,
+    seed: int = 0,
 ) -> Growth:
-    """The growth of every axis of a family whose sizes are the same in all layers."""
+    """The growth of every axis of a family whose sizes are the same in all layers.
+
+    Raises:
+        RequestError: an axis that the method cannot grow, or not exactly.
+    """
     choices = choices or Choices()
     old, new = sizes.old, sizes.new
+    picks = {axis: picker(method, family, axis, seed) for axis in family.axes}
     axes: dict[str, AxisGrowth] = {}
     for attention in family.attentions:
-        axes |= {axis.axis: axis for axis in _heads(family, attention, old, new, method)}
+        mine = [a for a in (attention.heads, attention.kv_heads) if a is not None]
+        way = way_of(method, family, mine[0]) if any(old[a] != new[a] for a in mine) else Way()
+        axes |= {a.axis: a for a in heads_growth(family, attention, old, new, way, picks[mine[0]])}
     normed = {norm.axis for norm in family.norms.values()}
     for axis in family.axes:
         was, now = old[axis], new[axis]
         if axis in axes:
             continue
+        way = way_of(method, family, axis) if was != now else Way()
         if axis in OUTSIDE:
             axes[axis] = _outside(family, axis, was, now, choices)
         elif axis in family.layers:
-            layers = layer_growth(was, now, (layers_at or {}).get(axis), method, axis, family.lenders)
-            fed = was != now and any(norm.feeds == axis for norm in family.norms.values())
+            layers = layer_growth(was, now, (layers_at or {}).get(axis), way, axis, family.lenders)
+            fed = was != now and any(norm.feeds == axis for norm in family.norms.values()) and not layers.changes
             axes[axis] = replace(layers, kept=KEPT) if fed else layers
         elif any(axis in attention.key for attention in family.attentions):
-            axes[axis] = key_growth(family, axis, was, now, method, choices.rope)
+            axes[axis] = key_growth(family, axis, was, now, way, choices.rope, picks[axis])
         elif family.experts is not None and axis == family.experts.axis:
             axes[axis] = expert_growth(family, axis, sizes)
         elif axis in normed or axis in family.copied:
-            axes[axis] = normed_growth(family, axis, was, now, method)
+            axes[axis] = normed_growth(family, axis, was, now, way, picks[axis])
         else:
-            axes[axis] = AxisGrowth(axis, Lift.place(was, range(was), now), method.closed.get(axis, "readers"))
+            axes[axis] = plain_growth(axis, was, now, way, picks[axis])
     return Growth((axes[axis] for axis in family.axes), tied=tied, headed=headed)
 
 
@@ -265,8 +276,9 @@ def _copied_experts(experts: Experts, was: int, now: int, chosen: int | None) ->
             f"{experts.chosen}=1: weights that add up to one are 1 where there is one of them, whatever the router "
             f"says, so that no gradient ever reaches it; {experts.chosen}=2 is alive"
         )
-    copies = Lift.copies(was, now // was)
-    return AxisGrowth(experts.axis, copies, heard=was != now and chosen is None, whole=chosen is not None, dead=dead)
+    heard = was != now and chosen is None
+    lift = copies(was, [*range(was)] * (now // was), HALVES) if heard else Lift.copies(was, now // was)
+    return AxisGrowth(experts.axis, lift, heard=heard, whole=chosen is not None, dead=dead)
 
 
 def _outside(family: Family, axis: str, old: int, new: int, choices: Choices) -> AxisGrowth:
@@ -280,38 +292,3 @@ def _outside(family: Family, axis: str, old: int, new: int, choices: Choices) ->
         f"in the data is a loss of 1e30"
     )
     return AxisGrowth(axis, lift, "writers", dead=dead, barred=True)
-
-
-def _heads(
-    family: Family, attention: Attention, old: Mapping[str, int], new: Mapping[str, int], method: Method
-) -> list[AxisGrowth]:
-    """The growth of an attention's query heads, key/value heads, and query heads in a group."""
-    heads, kv = attention.heads, attention.kv_heads or attention.heads
-    across = family.norm_across(kv)
-    # Under one norm over all heads a new key/value head would have to be zero; a copy need not.
-    copies = new[kv] // old[kv] if across is not None and new[kv] % old[kv] == 0 else 1
-    queries, pairs = head_growth((old[heads], old[kv]), (new[heads], new[kv]), copies)
-    if attention.alibi is not None:
-        if (old[kv], old[heads]) != (new[kv], new[heads]) and old[kv] != old[heads]:
-            raise RequestError(f"{family.name}: linear biases tie a head to its number, and so do groups; heads stay")
-        queries = alibi_places(attention.alibi, old[heads], new[heads])
-        # Where every head has its own keys and values, they go where their head goes.
-        pairs = queries if kv == heads or (old[kv] == old[heads] and new[kv] == new[heads]) else pairs
-    closed = method.closed.get("heads", "readers")
-    dead = ""
-    if across is not None and new[kv] > old[kv] and None in pairs:
-        dead = (
-            f"{old[kv]} -> {new[kv]} key/value heads: under one norm over all heads, new queries and keys must both be "
-            f"zero, and zero times zero has no gradient; copies ({old[kv] * -(-new[kv] // old[kv])}) are alive"
-        )
-    out = [AxisGrowth(heads, Lift.rows(old[heads], queries), closed)]
-    if kv != heads:
-        out.append(AxisGrowth(kv, Lift.rows(old[kv], pairs), method.closed.get("kv_heads", "readers"), dead=dead))
-    elif dead:
-        out = [replace(out[0], dead=dead)]
-    if attention.group is not None:
-        group, grown = old[attention.group], new[attention.group]
-        if sorted(p for p in pairs if p is not None) != list(range(old[kv])):
-            raise RequestError(f"{family.name} stores a group's queries beside its keys: groups cannot be split")
-        out.append(AxisGrowth(attention.group, Lift.place(group, range(group), grown), closed))
-    return out

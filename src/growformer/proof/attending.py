@@ -62,7 +62,7 @@ class Attending:
         """
         for attention in self.family.attentions:
             if atom.axis == attention.kv_heads and atom.axis != attention.heads:
-                return True
+                return self.family.side(atom.role) != "v" or self.axes[str(atom.axis)].closed != "writers"
             if atom.axis in (attention.heads, attention.group) and self.family.side(atom.role) in ("q", "k"):
                 return True
         return False
@@ -101,8 +101,11 @@ class Attending:
         """Every old query head must read (a copy of) its old key/value head, and no new one what is not its own."""
         for name in (attention.heads, attention.group):
             axis = None if name is None or self._own_values(attention) else self.axes[name]
-            if axis is not None and axis.closed != "readers" and axis.empty:
-                self.problems.append(f"axis {name}: new heads may read old values, so they must be closed at readers")
+            if axis is None or not axis.empty or axis.closed == "readers":
+                continue
+            wrong = self._alike(attention, axis) if axis.closed == "pairs" else self._own_writers(attention, axis)
+            if wrong:
+                self.problems.append(f"axis {name}: {wrong}")
         if attention.kv_heads is None or attention.kv_heads == attention.heads:
             return
         heads, shared = self.axes[attention.heads], self.axes[attention.kv_heads]
@@ -124,6 +127,32 @@ class Attending:
                 break
         if attention.group is not None:
             self._group(heads, shared, self.axes[attention.group])
+
+    def _own_writers(self, attention: Attention, heads: Axis) -> str:
+        """What is wrong with new heads that are closed where their values are written."""
+        shared = None if attention.kv_heads is None else self.axes[attention.kv_heads]
+        said = "new heads may read old values, so they must be closed at readers"
+        if shared is None or heads.name != attention.heads or shared.closed != "writers" or heads.new % shared.new:
+            return said
+        group = heads.new // shared.new
+        new = (heads.source == NONE).nonzero().flatten()
+        return "" if bool((shared.source[new // group] == NONE).all()) else said
+
+    def _alike(self, attention: Attention, heads: Axis) -> str:
+        """What is wrong with pairs of heads: they must have one slope, and keys and values that are alike."""
+        assert heads.partner is not None
+        shared = None if attention.kv_heads is None else self.axes[attention.kv_heads]
+        if attention.alibi is not None or heads.name != attention.heads or attention.group is not None:
+            return "heads that differ by their number, or stand in groups, have no pairs"
+        if shared is None:
+            return "heads share values that nobody names, so that pairs are not covered"
+        group = heads.new // shared.new
+        for j, i in enumerate(heads.partner.tolist()):
+            mine, other = j // group, i // group
+            alike = mine == other or (shared.partner is not None and int(shared.partner[mine]) == other)
+            if i >= 0 and not alike:
+                return f"heads {i} and {j} are a pair, and read key/value heads that are not"
+        return ""
 
     def _own_values(self, attention: Attention) -> bool:
         """Whether every head has values of its own: tensors that write values write them for each query head."""

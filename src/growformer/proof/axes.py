@@ -32,6 +32,7 @@ class Axis:
         scale: the scale c of every writer besides.
         closed: the side whose new entries are zero.
         barred: no softmax or top-k over the axis chooses a new channel, whatever it holds, for its bias is too low.
+        partner: where new channels stand in pairs, [new] the other of the pair, or NONE.
     """
 
     name: str
@@ -44,6 +45,13 @@ class Axis:
     scale: Factor
     closed: str
     barred: bool = False
+    partner: Tensor | None = None
+
+    @property
+    def alone(self) -> Tensor:
+        """[new] Whether a channel is new and, where new ones stand in pairs, has no partner."""
+        single = self.source == NONE
+        return single if self.partner is None else single & (self.partner == NONE)
 
     @property
     def reached(self) -> Tensor:
@@ -126,7 +134,7 @@ class Axis:
         """
         old, new, closed = int(told["old"]), int(told["new"]), str(told.get("closed", "writers"))
         scale = Fraction(told.get("scale", "1"))
-        if scale <= 0 or closed not in ("writers", "readers"):
+        if scale <= 0 or closed not in ("writers", "readers", "pairs"):
             raise ValueError(f"scale {scale} and closed side {closed!r} make no sense")
         source: list[int] = []
         squares: list[Fraction] = []
@@ -167,6 +175,7 @@ class Axis:
             Factor(scale),
             closed,
             told.get("barred") is True,
+            _partners(told["lift"], source) if closed == "pairs" else None,
         )
         axis._check_inverse()
         return axis
@@ -190,6 +199,25 @@ class Axis:
         for i, found in enumerate(total):
             if id(found) in wrong:
                 raise ValueError(f"R E is {found or 0} at old channel {i}; required 1")
+
+
+def _partners(runs: Sequence[Sequence[Any]], source: Sequence[int]) -> Tensor:
+    """[new] The partner of each channel, or NONE, by the distances that the receipt states.
+
+    Raises:
+        ValueError: a partner that is no new channel, or has another already.
+    """
+    partner = [NONE] * len(source)
+    at = 0
+    for run in runs:
+        distance = int(run[9]) if len(run) > 9 else 0
+        for j in range(at, at + int(run[0])) if distance else ():
+            i = j - distance
+            if not 0 <= i < j or source[i] != NONE or source[j] != NONE or (partner[i], partner[j]) != (NONE, NONE):
+                raise ValueError(f"channel {j} cannot be the partner of {i}: each must be new, and in one pair")
+            partner[i], partner[j] = j, i
+        at += int(run[0])
+    return torch.tensor(partner, dtype=torch.int64)
 
 
 def read_axes(

@@ -26,6 +26,7 @@ from growformer.proof.facts import Facts
 from growformer.proof.fields import check_fields, check_sizes
 from growformer.proof.handing import LayerMap, kept_gains
 from growformer.proof.layers import Names, Placed, check_layers, layer_maps
+from growformer.proof.mirrors import check_pairs
 from growformer.proof.origin import Origin
 from growformer.proof.places import Places, Where, atom_places, dim_places
 from growformer.proof.reading import DictTensors, FileTensors
@@ -268,9 +269,12 @@ class Sides:
             shape = [dim.new for dim in places]
             return check_new(self.target, tensor.name, shape, tensor.closed, offset, tensor.value)
         if len(tensor.copies) < 2:
-            return check_old(
+            found = check_old(
                 places, self.target, tensor.name, self.source, tensor.source, offset, spans, self.weigh(tensor)
             )
+            if self.facts is not None and self.facts.paired and not found.wrong:
+                found.wrong = check_pairs(self.facts.axes, tensor.dims, self.target, tensor.name)
+            return found
         if tensor.name != tensor.copies[0]:
             return Found(fidelity="rounded")
         target, source = Slabs(self.target, tensor.copies), Slabs(self.source, [tensor.source])

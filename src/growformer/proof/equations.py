@@ -256,7 +256,7 @@ def check_old(
             found.zero += part.numel() * (state == SHUT)
             found.free += part.numel() * (state == OPEN)
     if sums:
-        found.wrong = _check_sums(places, target, name, source, source_name)
+        found.wrong = _check_sums(places, target, name, source, source_name, weigh)
     return found
 
 
@@ -352,7 +352,9 @@ def half_ulp(x: Tensor) -> Tensor:
     return torch.exp2(exponent - 2).clamp(min=info.tiny) * info.eps
 
 
-def _check_sums(places: Sequence[Places], target: Tensors, name: str, source: Tensors, source_name: str) -> str | None:
+def _check_sums(
+    places: Sequence[Places], target: Tensors, name: str, source: Tensors, source_name: str, weigh: Tensor | None
+) -> str | None:
     """W' E = W where an old index has several terms: they add up, each of them rounded once."""
     first = places[0]
     source_of, factor_of = zip(*(dim.by_equation() for dim in places), strict=True)
@@ -370,6 +372,15 @@ def _check_sums(places: Sequence[Places], target: Tensors, name: str, source: Te
         index = [source_of[0][rows], *source_of[1:]]
         factor = _factors(places, [factor_of[0][rows], *factor_of[1:]])
         wanted = _old_entries(source, source_name, index).double() * factor
+        for d, old in enumerate(index):
+            means = (old == MEAN).nonzero().flatten()
+            if len(means):
+                mean, moved = (
+                    (x * factor).expand(wanted.shape).index_select(d, means)
+                    for x in _means(source, source_name, index, d, weigh)
+                )
+                wanted.index_copy_(d, means, mean)
+                slack.index_add_(d, means, moved)
         bad = ~((total - wanted).abs() <= slack)
         if bool(bad.any()):
             return _say(f"{name}: its copies of {source_name}", rows.start, bad, total, wanted, "their sum")

@@ -43,6 +43,11 @@ class Facts:
         for axis in self.layers.values():
             self._slabs(axis)
 
+    @property
+    def paired(self) -> bool:
+        """Whether new channels of some axis stand in pairs."""
+        return any(axis.partner is not None for axis in self.axes.values())
+
     def whole(self, axis: str) -> bool:
         """Whether each copy of a channel is read by all that read it: what weighs the copies adds up to one."""
         return self.routed and self.family.experts is not None and axis == self.family.experts.axis
@@ -101,7 +106,19 @@ class Facts:
             self.problems.append(f"axis {name}: its channels pass what is not linear; coefficients must be 1")
         if axis.means and not normed:
             self.problems.append(f"axis {name}: a mean is carried past a reader that is no norm")
+        if axis.partner is not None:
+            self._paired(axis)
         self._used(name)
+
+    def _paired(self, axis: Axis) -> None:
+        """Whether channels that are written alike hold the same, and nothing but maps that sum read them."""
+        family, name = self.family, axis.name
+        experts = family.experts is not None and name == family.experts.axis
+        normed = any(name in norm.axes for norm in family.norms.values())
+        if name in (*family.streams, *self.attending.keys, *family.copied) or experts or normed:
+            self.problems.append(f"axis {name}: more than maps that sum its channels reads it, so it has no pairs")
+        if any(name in at.axes for at, _ in family.patterns):
+            self.problems.append(f"axis {name}: names of tensors hold it; pairs of tensors are not covered")
 
     def _slabs(self, layers: Axis) -> None:
         """Whether tensors that hold a slab for each layer leave it to the layer what comes of a new one."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from growformer.algebra.factor import ONE, Factor
 from growformer.algebra.family import OUTSIDE
-from growformer.algebra.pattern import WILD, Atom, Dim, NamePattern
+from growformer.algebra.pattern import GATE, WILD, Atom, Dim, NamePattern
 from growformer.proof.axes import MEAN, NONE, Axis
 from growformer.proof.facts import Facts
 
@@ -98,7 +98,7 @@ class Places:
     def by_equation(self) -> tuple[Tensor, Tensor]:
         """For each equation, the old index and the factor's number."""
         source, factor = torch.zeros((2, self.equations), dtype=torch.int64)
-        terms = (self.equation >= 0) & (self.source >= 0)
+        terms = (self.equation >= 0) & (self.source != NONE)
         source[self.equation[terms]] = self.source[terms]
         factor[self.equation[terms]] = self.factor[terms]
         return source, factor
@@ -166,7 +166,9 @@ def _write(facts: Facts, axis: Axis, atom: Atom, where: Where) -> Places:
     factor = axis.scale * norms.spread(atom.role, axis.name)
     if axis.name in facts.family.streams:
         factor = factor * norms.power(atom.role)
-    shut = norms.reads(atom.role, axis.name) or (axis.closed == "writers" and not attending.unseen(atom))
+    # A gate multiplies what another writer has shut.
+    unseen = atom.role == GATE or attending.unseen(atom)
+    shut = norms.reads(atom.role, axis.name) or (axis.closed == "writers" and not unseen)
     return _places(axis, [f * factor for f in axis.factors], floats(axis.backs) / float(factor), shut, REACHED)
 
 
@@ -177,7 +179,10 @@ def _read(facts: Facts, axis: Axis, atom: Atom, where: Where) -> Places:
         return _places(axis, (ONE,), floats(axis.backs), False, REACHED)
     take = facts.norms.taken(axis.name, where.at, atom.role) * facts.share(axis.name)
     shut = axis.closed == "readers" or facts.attending.sharing(axis.name)
-    return _reads(axis, take, shut and facts.family.norm_over(axis.name) is None, OPEN)
+    places = _reads(axis, take, shut and facts.family.norm_over(axis.name) is None, OPEN)
+    if axis.partner is None:
+        return places
+    return replace(places, state=torch.where(axis.alone, SHUT, places.state).to(torch.uint8))
 
 
 def _reads(axis: Axis, take: Factor, shut: bool, means: int) -> Places:
