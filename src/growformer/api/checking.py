@@ -280,7 +280,7 @@ class _Check:
             architecture,
             dtype,
             dict(request),
-            plan.function,
+            "fails" if plan.function == "changed" else plan.function,
             fidelity=plan.fidelity,
             excused="; ".join(plan.dead),
         )

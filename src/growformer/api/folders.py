@@ -72,6 +72,7 @@ def expand_checkpoint(
     layers_at: Sequence[int] | None = None,
     prove_level: str = "auto",
     allow_dead: bool = False,
+    allow_change: bool = False,
     progress: Progress = lambda what, done, total: None,
     **request: Any,
 ) -> Grown:
@@ -93,6 +94,7 @@ def expand_checkpoint(
         layers_at: see `plan`.
         prove_level: "structure", "full", or "auto": full where both models fit in memory.
         allow_dead: go on where the plan names entries that can never learn.
+        allow_change: go on where the method makes another function of the model; the proof says by how much.
         progress: told what is being done.
         request: see `plan`.
 
@@ -112,8 +114,8 @@ def expand_checkpoint(
     # Hashed beside all else from the start, for the imports alone take seconds.
     with Hashes(weights) as hashes:
         made = plan(src, *expansions, method=method, seed=seed, layers_at=layers_at, **request)
-        if made.dead and not allow_dead:
-            raise RequestError(f"{made.dead[0]}; --allow-dead goes on all the same")
+        say = ("--allow-dead goes on all the same", "--allow-change goes on all the same")
+        made.require_allowed(dead=allow_dead, change=allow_change, say=say)
         with TensorFiles.open(src) as files, ExitStack() as opened:
             specs = [
                 TensorSpec(t.name, _stored_as(files, t.source or t.fill.like, storage), t.shape) for t in made.tensors
@@ -151,12 +153,12 @@ def expand_checkpoint(
                     threads=workers,
                     progress=wrote,
                     before=seen,
-                    look=look,
+                    look=None if made.changes else look,
                 )
                 _require_finite(src, streamed.figures)
                 write_config(folder, config)
                 copy_companions(src, folder)
-                certificate = certifiers[0].result(workers)
+                certificate = certifiers[0].result(workers) if certifiers else None
                 proof = prove(case, prove_level, lambda what: progress(what, 0, 0), certificate=certificate)
                 proof.raise_if_changed()
                 card = src / "README.md"
@@ -166,7 +168,7 @@ def expand_checkpoint(
                     str(src.absolute()),  # a relative path of two parts would pass for a name on the Hub
                     {"request": made.request, "proof": proof.markdown(), "method": made.method, "seed": seed}
                     | {"dtype": dtype, "growformer": _version("growformer"), "dead": made.dead}
-                    | {"within_eps": made.within_eps},
+                    | {"within_eps": made.within_eps, "changes": made.changes},
                 )
                 known = streamed.hashes | hashes.result()
                 _receipt(src, folder, files, made, proof, dtype, streamed.figures, known).write(folder)

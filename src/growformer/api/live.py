@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from growformer.api.planned import plan
+from growformer.api.planned import ALLOWED, plan
 from growformer.errors import RequestError
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ def grow(
         shard: for a model sharded under torch.distributed: the function that has sharded it (`fully_shard`,
             `parallelize_module`). It is called on the grown model, which is then a new object and returned; the small
             one is used up, the optimizer stays. All ranks call grow at once, with the same arguments.
-        request: see `plan` (`method`, `seed`, `layers_at` and `ignore_fields` among them).
+        request: see `plan` (`method`, `seed`, `layers_at` and `ignore_fields` among them); and `allow_change=True`,
+            for methods that make another function of the model.
 
     Returns:
         The model and the optimizer that were given; with `shard`, a new model.
@@ -81,15 +82,16 @@ def grow(
     return model, optimizer
 
 
-def live_plan(model: transformers.PreTrainedModel, *expansions: Any, **request: Any) -> Plan:
+def live_plan(
+    model: transformers.PreTrainedModel, *expansions: Any, allow_change: bool = False, **request: Any
+) -> Plan:
     """The plan of a growth that live modules can follow.
 
     Raises:
         RequestError: as `plan`; some new entries could never learn, or the grown model's modules are of other classes.
     """
     made = plan(model, *expansions, **request)
-    if made.dead:
-        raise RequestError(f"{made.dead[0]} (a checkpoint can be grown so with expand_checkpoint(allow_dead=True))")
+    made.require_allowed(dead=False, change=allow_change, say=ALLOWED)
     if made.source_family or made.within_eps:
         what = f"becomes a {made.family}" if made.source_family else "has layers that hand their last norm to new ones"
         raise RequestError(

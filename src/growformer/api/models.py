@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from growformer.api.planned import on_disk, plan
-from growformer.errors import RequestError, SourceError
+from growformer.api.planned import ALLOWED, on_disk, plan
+from growformer.errors import SourceError
 from growformer.planning import apply
 
 if TYPE_CHECKING:
     import transformers
 
 
-def expand(model: transformers.PreTrainedModel, *expansions: Any, **request: Any) -> transformers.PreTrainedModel:
+def expand(
+    model: transformers.PreTrainedModel, *expansions: Any, allow_change: bool = False, **request: Any
+) -> transformers.PreTrainedModel:
     """A larger model that computes the same function, in memory; the source is left as it is.
 
     Args:
         model: a stock Hugging Face model.
         expansions: see `plan`.
+        allow_change: go on where the method makes another function of it.
         request: see `plan`.
 
     Returns:
@@ -28,8 +31,7 @@ def expand(model: transformers.PreTrainedModel, *expansions: Any, **request: Any
         RequestError: as `plan`.
     """
     made = plan(model, *expansions, **request)
-    if made.dead:
-        raise RequestError(f"{made.dead[0]} (a checkpoint can be grown so with expand_checkpoint(allow_dead=True))")
+    made.require_allowed(dead=False, change=allow_change, say=ALLOWED)
     state = apply(made, {name: x.detach().cpu() for name, x in on_disk(model).items()})
     config, cls = type(model.config).from_dict(dict(made.target_config)), type(model)
     if made.source_family:

@@ -57,6 +57,7 @@ def _body(name: str, data: Mapping[str, Any]) -> str:
     facts = [f"{key} {_cell(data[key])}" for key in ("method", "seed", "dtype") if data.get(key) is not None]
     version = f" {data['growformer']}" if data.get("growformer") else ""
     dead = "\n".join(f"- {line}" for line in data.get("dead") or [])
+    changes = "\n".join(f"- {line}" for line in data.get("changes") or [])
     within = "\n".join(f"- {line}" for line in data.get("within_eps") or [])
     parts = [
         f"# {data.get('title') or f'{name}, grown'}",
@@ -66,6 +67,7 @@ def _body(name: str, data: Mapping[str, Any]) -> str:
         f"| asked for | value |\n|---|---|\n{rows}",
         *([f"Made with {', '.join(facts)}."] if facts else []),
         *(["It computes the same function within eps, not exactly:", within] if within else []),
+        *(["It computes another function than its source:", changes] if changes else []),
         "### Proof",
         str(data["proof"]).strip(),
         *(["These blocks never get a gradient:", dead] if dead else []),

@@ -100,6 +100,7 @@ def run_plan(
 
 
 _FUNCTION = {"exact": "the same (exact in real arithmetic)", "within eps": "the same within eps, not exact"}
+_FUNCTION["changed"] = "another"
 
 
 def print_plan(made: Plan) -> None:
@@ -119,6 +120,8 @@ def print_plan(made: Plan) -> None:
             show.say(f"{title}: {line}")
     for line in made.within_eps:
         show.say(f"Within eps, not exact: {line}")
+    for line in made.changes:
+        show.say(f"Changes the function: {line}")
     show.say(f"Function: {_FUNCTION[made.function]}.")
     count = made.fidelity
     show.say(
@@ -171,6 +174,8 @@ def run_expand(
             show.say(f"note: {line}")
         for line in grown.plan.within_eps:
             show.say(f"WITHIN EPS, not exact: {line}")
+        for line in grown.plan.changes:
+            show.say(f"CHANGES THE FUNCTION: {line}")
         print_proof(grown.proof)
     _leave(grown.proof)
 

@@ -89,6 +89,9 @@ def expand(
     rope: Rope = "theta",
     new_tokens: NewTokens = "open",
     allow_dead: Annotated[bool, typer.Option("--allow-dead", help="Go on where new entries can never learn.")] = False,
+    allow_change: Annotated[
+        bool, typer.Option("--allow-change", help="Go on where the method makes another function of the model.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Grow SRC into the new folder OUT, and prove that it computes the same function."""
@@ -97,6 +100,7 @@ def expand(
     run_expand(
         src, out, request or [], to, layers_at, json,
         method=method, seed=seed, dtype=dtype, max_shard_size=max_shard_size, prove_level=prove, allow_dead=allow_dead,
+        allow_change=allow_change,
         memory=memory, threads=threads, resume=resume, ignore_fields=ignore_field or [],
         rope=rope, new_tokens=new_tokens,
     )  # fmt: skip

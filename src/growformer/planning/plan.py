@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from growformer.algebra import ONE, Factor, Fill, Lift, Run
-from growformer.errors import SourceError
+from growformer.errors import RequestError, SourceError
 
 FORMAT = 1
 """Version of the plan's JSON; a reader refuses any other."""
@@ -202,6 +202,22 @@ class Plan:
     def function(self) -> Literal["exact", "within eps", "changed"]:
         """How the grown model's function relates to the source's, in real arithmetic."""
         return "changed" if self.changes else "within eps" if self.within_eps else "exact"
+
+    def require_allowed(self, *, dead: bool, change: bool, say: tuple[str, str]) -> None:
+        """Refuse what a user must ask for by name.
+
+        Args:
+            dead: entries that can never learn are wanted all the same.
+            change: another function is wanted.
+            say: how to ask for the one and for the other.
+
+        Raises:
+            RequestError: the plan has such entries, or changes the function, and nobody asked for it.
+        """
+        if self.dead and not dead:
+            raise RequestError(f"{self.dead[0]}; {say[0]}")
+        if self.changes and not change:
+            raise RequestError(f"{self.changes[0]}: the function changes; {say[1]}")
 
     @property
     def fidelity(self) -> dict[str, int]:

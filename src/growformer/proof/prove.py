@@ -44,6 +44,8 @@ def prove(
         The proof; ask `raise_if_changed` or `exit_code`.
     """
     measured: dict[str, Any] = {}
+    if case.plan.changes:
+        return _changed(case, level, memory, measured)
     say("structure")
     structure = _structure(case, certificate, measured)
     room = memory if memory is not None else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
@@ -75,6 +77,16 @@ def prove(
         say(name + (f", within eps: {measured['eps']['bound']:.1e}" if name == "algebra" and case.passings else ""))
         claims.append(check())
     return Proof(tuple(claims), measured)
+
+
+def _changed(case: Case, level: str, memory: int | None, measured: dict[str, Any]) -> Proof:
+    """What there is to say of a growth that makes another function: that the model loads, and what it lost."""
+    from growformer.proof.claim_changed import changed
+
+    room = memory if memory is not None else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    why = _too_large(case, room) or ("not asked for" if level == "structure" else "")
+    loads = _loads(case, room, measured)
+    return Proof((_left_out("changed", why) if why else changed(case, measured), loads), measured)
 
 
 def _left_out(name: str, reason: str) -> Claim:

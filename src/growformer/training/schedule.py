@@ -69,6 +69,7 @@ class Entry(Rule):
         default=1, description="What sizes between are multiples of, for all sizes or by name."
     )
     method: str = Field(default="paper", description="How new entries start; see `growformer methods`.")
+    allow_change: bool = Field(default=False, description="Go on where the method makes another function of the model.")
     seed: int | None = Field(default=None, description="Of the draws for new entries; left out: the recipe's.")
     warmup: int = Field(default=0, ge=0, description="Steps over which new entries' own learning rate rises.")
     freeze_old: int = Field(default=0, ge=0, description="Steps for which old entries stay as they are.")

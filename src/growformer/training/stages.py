@@ -68,8 +68,8 @@ def plan_stages(file: RecipeFile, config: Mapping[str, Any], growing: Growing) -
         _require_within(file, growth)
         try:
             made = growing.plan(bare_model(stages[-1].config), **request_of(growth, file.recipe.seed))
-            if made.dead:
-                raise RequestError(made.dead[0])
+            say = ("a run leaves nothing behind that cannot learn", "allow_change: true goes on all the same")
+            made.require_allowed(dead=False, change=growth.entry.allow_change, say=say)
         except RequestError as error:
             raise RequestError(_placed(file, f"{growth.where}: {error}")) from error
         stages.append(Stage(growth, made.target_config, size_of_model(made.target_config, length)))
@@ -83,6 +83,7 @@ def request_of(growth: Growth, seed: int) -> dict[str, Any]:
         **growth.to,
         "method": entry.method,
         "seed": seed if entry.seed is None else entry.seed,
+        **({"allow_change": True} if entry.allow_change else {}),
         **({"layers_at": entry.layers_at} if entry.layers_at is not None else {}),
     }
 
