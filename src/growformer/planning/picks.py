@@ -107,8 +107,8 @@ def _overlap(old: int, new: int) -> list[int]:
     less = 2 * old - new
     if less < 0 or less % 2:
         raise RequestError(
-            f"{old} -> {new} layers: two copies of {old} layers less as many at the seam of each make an even number "
-            f"up to {2 * old}"
+            f"{old} -> {new} layers: two copies of {old} layers, less as many at the seam of each, make an even number "
+            f"of layers up to {2 * old}; {min(new + new % 2, 2 * old)} works"
         )
     return [*range(old - less // 2), *range(less // 2, old)]
 

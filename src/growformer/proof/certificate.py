@@ -46,6 +46,8 @@ class Certificate:
             values rounded once ("rounded"), or nothing of it ("new": those of new layers).
         zero_entries: entries that had to be zero.
         free_entries: entries whose value cannot be seen.
+        inseparable: by axis, how many channels are copies that nothing tells apart, of how many (see `symmetry`).
+        copied: there are copies.
     """
 
     failures: list[str] = field(default_factory=list)
@@ -53,6 +55,8 @@ class Certificate:
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("identical", "scaled", "rounded", "new"), 0))
     zero_entries: int = 0
     free_entries: int = 0
+    inseparable: dict[str, tuple[int, int]] = field(default_factory=dict)
+    copied: bool = False
 
     @property
     def ok(self) -> bool:

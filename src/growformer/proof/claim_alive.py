@@ -20,15 +20,20 @@ if TYPE_CHECKING:
 
 
 def new_entries(plan: Plan) -> dict[str, torch.Tensor]:
-    """For every target tensor, which entries are new: drawn, zero, means, or copies that nobody reads yet."""
+    """For every target tensor, which entries are new: drawn, zero, means, or copies but for the first of each."""
     import torch
 
-    out = {}
+    out: dict[str, torch.Tensor] = {}
+    held: dict[str, torch.Tensor] = {}
     for tensor in plan.tensors:
         mask = torch.ones(tensor.shape, dtype=torch.bool)
         for block in tensor.blocks():
             if block.source is not None and block.back is not None and not any(block.mean):
-                mask[tuple(slice(a, a + n) for a, n in zip(block.start, block.shape, strict=True))] = False
+                assert tensor.source is not None
+                seen = held.setdefault(tensor.source, torch.zeros(tensor.source_shape, dtype=torch.bool))
+                there = tuple(slice(a, a + n) for a, n in zip(block.source, block.shape, strict=True))
+                mask[tuple(slice(a, a + n) for a, n in zip(block.start, block.shape, strict=True))] = seen[there]
+                seen[there] = True
         out[tensor.name] = mask
     return out
 

@@ -27,7 +27,7 @@ def changed(case: Case, measured: dict[str, Any]) -> Claim:
     measured["changed"] = {"relative": difference.relative, "loss_before": losses[0], "loss_after": losses[1]}
     cost = "" if None in losses else f", a token costs {losses[0]:.4f} -> {losses[1]:.4f} nats"
     found = f"outputs {difference.relative:.1e} apart{cost}"
-    return Claim("changed", None, found, required=False, detail="; ".join(case.plan.changes))
+    return Claim("changed", None, found, required=False, detail="; ".join(case.plan.changes), told=True)
 
 
 def _loss(outputs: Mapping[str, torch.Tensor], inputs: Mapping[str, torch.Tensor]) -> float | None:

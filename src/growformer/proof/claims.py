@@ -19,6 +19,7 @@ class Claim:
         found, allowed: for people.
         required: whether the request needs it.
         detail: what failed, or why it could not be checked.
+        told: it is no claim but a measurement that the user should see.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Claim:
     allowed: str = ""
     required: bool = True
     detail: str = ""
+    told: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Proof:
     def rows(self) -> list[tuple[str, str, str, str]]:
         """(claim, found, allowed, verdict) for a table."""
         verdict = {True: "holds", False: "FAILS", None: "not checked"}
-        return [(c.name, c.found, c.allowed, verdict[c.passed]) for c in self.claims]
+        return [(c.name, c.found, c.allowed, "told" if c.told else verdict[c.passed]) for c in self.claims]
 
     def markdown(self) -> str:
         """The table in Markdown."""

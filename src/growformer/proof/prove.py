@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from growformer.checkpoint import size_text
@@ -47,15 +47,15 @@ def prove(
     if case.plan.changes:
         return _changed(case, level, memory, measured)
     say("structure")
-    structure = _structure(case, certificate, measured)
+    structure, distinct = _structure(case, certificate, measured)
     room = memory if memory is not None else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     why = _too_large(case, room)
     if not structure.passed:
-        return _only(case, structure, "the structure is not the source's", measured)
+        return _only(case, [structure], "the structure is not the source's", measured)
     if level == "structure":
-        return _only(case, structure, "not asked for", measured)
+        return _only(case, [structure, *distinct], "not asked for", measured)
     if level == "auto" and why:
-        return _only(case, structure, f"{why}; --prove full checks algebra and stored from disk", measured)
+        return _only(case, [structure, *distinct], f"{why}; --prove full checks algebra and stored from disk", measured)
 
     from growformer.proof.inputs import probe_inputs
     from growformer.proof.offload import BLOCK
@@ -72,7 +72,7 @@ def prove(
         "runtime": lambda: _left_out("runtime", why) if why else runtime(case, probe.batches, measured),
         "alive": lambda: _left_out("alive", why) if why else alive(case, measured),
     }
-    claims = [structure]
+    claims = [structure, *distinct]
     for name, check in checks.items():
         say(name + (f", within eps: {measured['eps']['bound']:.1e}" if name == "algebra" and case.passings else ""))
         claims.append(check())
@@ -93,9 +93,9 @@ def _left_out(name: str, reason: str) -> Claim:
     return Claim(name, None, "-", required=False, detail=reason)
 
 
-def _only(case: Case, structure: Claim, reason: str, measured: dict[str, Any]) -> Proof:
+def _only(case: Case, first: Sequence[Claim], reason: str, measured: dict[str, Any]) -> Proof:
     others = ("loads", *(["eps"] if case.passings else []), "algebra", "stored", "runtime", "alive")
-    return Proof((structure, *(_left_out(name, reason) for name in others)), measured)
+    return Proof((*first, *(_left_out(name, reason) for name in others)), measured)
 
 
 def _too_large(case: Case, room: int) -> str:
@@ -105,7 +105,8 @@ def _too_large(case: Case, room: int) -> str:
     return f"both models in float64 take {size_text(need)}, and {size_text(room)} may be used" if need > room else ""
 
 
-def _structure(case: Case, certificate: Certificate | None, measured: dict[str, Any]) -> Claim:
+def _structure(case: Case, certificate: Certificate | None, measured: dict[str, Any]) -> tuple[Claim, list[Claim]]:
+    """The certificate; and, where there are copies, whether anything tells them apart."""
     from growformer.proof.certificate import certify
 
     if certificate is None:
@@ -120,7 +121,21 @@ def _structure(case: Case, certificate: Certificate | None, measured: dict[str, 
     total = len(case.plan.tensors)
     failures = certificate.failures
     detail = "; ".join(failures[:3]) + (f" (and {len(failures) - 3} more)" if len(failures) > 3 else "")
-    return Claim("structure", certificate.ok, found if certificate.ok else detail, f"{total} of {total}", detail=detail)
+    claim = Claim(
+        "structure", certificate.ok, found if certificate.ok else detail, f"{total} of {total}", detail=detail
+    )
+    return claim, _distinct(certificate, measured) if certificate.copied else []
+
+
+def _distinct(certificate: Certificate, measured: dict[str, Any]) -> list[Claim]:
+    """Whether copies can part: those that all tensors write and read alike get equal gradients for ever."""
+    alike = certificate.inseparable
+    measured["distinct"] = {axis: list(counts) for axis, counts in alike.items()}
+    if not alike:
+        return [Claim("distinct", True, "something tells every copy from its original", "all", required=False)]
+    said = ", ".join(f"{count} of {total} {axis}" for axis, (count, total) in alike.items())
+    why = "such copies get equal gradients, so that they stay copies for ever; another split (methods) tells them apart"
+    return [Claim("distinct", None, f"copies for ever: {said}", required=False, detail=why, told=True)]
 
 
 def _loads(case: Case, room: int, measured: dict[str, Any]) -> Claim:

@@ -1,0 +1,98 @@
+"""Copies that never part: channels that every tensor writes alike and reads alike stay so under any optimizer.
+
+Two such channels get equal gradients in every step, so that a model of twice the width learns what one of half the
+width could (HyperCloning's default, arXiv 2409.12903).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from growformer.algebra.pattern import Atom, Dim
+from growformer.proof.axes import NONE, Axis
+from growformer.proof.facts import Facts
+from growformer.proof.layers import Placed
+from growformer.proof.reading import Tensors
+
+
+def inseparable(facts: Facts, tensors: Sequence[Placed], target: Tensors) -> dict[str, tuple[int, int]]:
+    """For each axis with copies, how many channels are copies that nothing tells from another, of how many.
+
+    Channels of the residual stream are one set for the whole model; those of any other axis are one in each layer.
+
+    Args:
+        facts: the receipt's axes under the family.
+        tensors: the target's, under their patterns.
+        target: their values.
+    """
+    out = {}
+    for axis in facts.axes.values():
+        if not axis.copied or facts.attending.sharing(axis.name):
+            continue  # key/value heads are told apart by the heads that read them
+        shared = axis.name in facts.family.streams
+        first = _firsts(axis)
+        alike: dict[tuple[tuple[str, int], ...], Tensor] = {}
+        for tensor in tensors:
+            layer = () if shared else tuple((a, i) for a, i in tensor.index.items() if a in facts.layers)
+            for place in _places(tensor.dims, axis.name):
+                held = alike.setdefault(layer, first != NONE)
+                if bool(held.any()):
+                    view = _view(target.read(tensor.name), tensor.dims, place, facts)
+                    held &= _equal(view, first)
+        found = sum(int(held.sum()) for held in alike.values())
+        out[axis.name] = (found, axis.new * len(alike))
+    return {name: counts for name, counts in out.items() if counts[0]}
+
+
+def _firsts(axis: Axis) -> Tensor:
+    """[new] For each channel that is a copy, the first channel that is a copy of the same old one; NONE for others."""
+    seen: dict[int, int] = {}
+    out = [NONE] * axis.new
+    for j, i in enumerate(axis.source.tolist()):
+        if i >= 0:
+            first = seen.setdefault(i, j)
+            out[j] = first if first != j else NONE
+    return torch.tensor(out)
+
+
+def _equal(view: Tensor, first: Tensor) -> Tensor:
+    """[new] Whether the slab of each channel [channel, ...] is that of its first copy; False for no copies."""
+    out = torch.zeros(len(first), dtype=torch.bool)
+    for j in (first != NONE).nonzero().flatten().tolist():
+        out[j] = torch.equal(view[j], view[int(first[j])])
+    return out
+
+
+def _places(dims: Sequence[Dim], axis: str) -> Iterator[tuple[int, ...]]:
+    """The way to every place of an axis in a tensor's dims: the dim, then parts within it."""
+
+    def walk(dim: Dim, path: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+        if dim.atom is not None and dim.atom.axis == axis:
+            yield path
+        for i, part in enumerate(dim.parts):
+            yield from walk(part, (*path, i))
+
+    for d, dim in enumerate(dims):
+        yield from walk(dim, (d,))
+
+
+def _view(tensor: Tensor, dims: Sequence[Dim], place: tuple[int, ...], facts: Facts) -> Tensor:
+    """The tensor with the axis at `place` as its first dim, on its own."""
+
+    def size(atom: Atom) -> int:
+        return atom.axis if isinstance(atom.axis, int) else facts.axes[atom.axis].new
+
+    d, *path = place
+    view, dim = tensor.movedim(d, 0), dims[d]
+    for i in path:
+        sizes = [part.size(size) for part in dim.parts]
+        if dim.kind == "concat":
+            view = view.narrow(0, sum(sizes[:i]), sizes[i])
+        else:
+            view = view.reshape(*sizes, *view.shape[1:]).movedim(i, 0)
+            view = view.reshape(sizes[i], -1)
+        dim = dim.parts[i]
+    return view
