@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as _replace
+from typing import Any
 
 from growformer.algebra.factor import ONE, Factor
 
@@ -32,6 +33,11 @@ class Run:
         weigh: for a mean, the source tensor whose entries weigh the old channels; empty: all alike.
         noise: with `share`, the copies hold the same part of every entry, the even ones more and the odd ones less by a
             normal draw of this std, in stds of the tensor; 0: whole halves as `share` has it.
+        own: with `share`, a copy is read by the copies of its own number alone; by all alike where no other dim of the
+            tensor is copied so.
+        copy: the number of this copy, for readers that go by it; -1: none does.
+        fresh: a copy that an optimizer is to know nothing of, although it holds a part of the function.
+        ahead: where copies stand, those of the next layer's tensor.
         mirror: for new channels, how far before them the channels stand whose entries theirs are: the same where it is
             positive, the opposite where it is negative; 0: their own.
     """
@@ -45,6 +51,10 @@ class Run:
     share: tuple[int, int] | None = None
     weigh: str = ""
     noise: float = 0.0
+    own: bool = False
+    copy: int = -1
+    fresh: bool = False
+    ahead: bool = False
     mirror: int = 0
 
     @property
@@ -118,36 +128,42 @@ class Lift:
             start += run.count
 
     def to_json(self) -> list[list[object]]:
-        """Runs as [count, old | None, E², R² | None, mean, free, share, weigh, noise, mirror], defaults left out."""
+        """Runs as [count, old | None, E², R² | None, mean, free, share, weigh, more], trailing defaults left out.
+
+        `more` is an object with what few runs have, by name.
+        """
         out: list[list[object]] = []
         for run in self.runs:
             back = None if run.back is None else str(run.back.square)
             share = None if run.share is None else list(run.share)
+            more = {name: value for name, default in _MORE.items() if (value := getattr(run, name)) != default}
             row: list[object] = [run.count, run.old, str(run.factor.square), back, run.mean, run.free, share, run.weigh]
-            row += [run.noise, run.mirror]
-            defaults = [None, None, "1", "1" if run.old is not None else None, 0, False, None, "", 0.0, 0]
+            row.append(more)
+            defaults: list[object] = [None, None, "1", "1" if run.old is not None else None, 0, False, None, "", {}]
             while len(row) > 2 and row[-1] == defaults[len(row) - 1]:
                 row.pop()
             out.append(row)
         return out
 
     @classmethod
-    def from_json(cls, old: int, rows: Sequence[Sequence[object]]) -> Lift:
+    def from_json(cls, old: int, rows: Sequence[Sequence[Any]]) -> Lift:
         """The inverse of `to_json`."""
         runs: list[Run] = []
         for row in rows:
-            start = None if row[1] is None else int(str(row[1]))
+            start = None if row[1] is None else int(row[1])
             factor = Factor.parse(str(row[2])) if len(row) > 2 else ONE
             square = row[3] if len(row) > 3 else ("1" if start is not None else None)
             back = None if square is None else Factor.parse(str(square))
-            mean = int(str(row[4])) if len(row) > 4 else 0
+            mean = int(row[4]) if len(row) > 4 else 0
             free = bool(row[5]) if len(row) > 5 else False
-            share = tuple(row[6]) if len(row) > 6 and isinstance(row[6], list) else None
+            share = (int(row[6][0]), int(row[6][1])) if len(row) > 6 and row[6] is not None else None
             weigh = str(row[7]) if len(row) > 7 else ""
-            noise = float(str(row[8])) if len(row) > 8 else 0.0
-            mirror = int(str(row[9])) if len(row) > 9 else 0
-            runs.append(Run(int(str(row[0])), start, factor, back, mean, free, share, weigh, noise, mirror))
+            more = {name: row[8][name] for name in _MORE if name in row[8]} if len(row) > 8 else {}
+            runs.append(Run(int(row[0]), start, factor, back, mean, free, share, weigh, **more))
         return cls(old, tuple(runs))
+
+
+_MORE: dict[str, Any] = {"noise": 0.0, "own": False, "copy": -1, "fresh": False, "ahead": False, "mirror": 0}
 
 
 def merged(runs: Iterable[Run]) -> list[Run]:
@@ -203,6 +219,10 @@ def product(outer: Lift, inner: Lift) -> Lift:
                             back=back,
                             share=run.share or part.share,
                             noise=run.noise or part.noise,
+                            own=run.own or part.own,
+                            copy=max(run.copy, part.copy),
+                            fresh=run.fresh or part.fresh,
+                            ahead=run.ahead or part.ahead,
                         )
                     )
     return Lift(outer.old * inner.old, tuple(merged(runs)))

@@ -37,6 +37,7 @@ class Way:
         fill: of "new": what the open side holds: "normal" draws, or a "copy" of what stands at an old channel.
         order: of copies: which.
         split: of "copies": how readers share their weights.
+        ahead: of "copies": what writes them comes from the next layer's tensors. The function changes.
     """
 
     lift: Literal["new", "copies"] = "new"
@@ -44,11 +45,12 @@ class Way:
     fill: Literal["normal", "copy"] = "normal"
     order: Order = "cycle"
     split: Split = field(default_factory=Split)
+    ahead: bool = False
 
     @property
     def preserving(self) -> bool:
         """Whether the grown model computes the same function, where the way is open at all; not so for layers."""
-        return self.lift == "new" or self.order in ("cycle", "random")
+        return self.lift == "new" or (self.order in ("cycle", "random") and not self.ahead)
 
 
 @dataclass(frozen=True)

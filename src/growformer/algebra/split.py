@@ -17,13 +17,14 @@ from typing import Literal
 from growformer.algebra.factor import ONE, Factor
 from growformer.algebra.lift import Lift, Run, merged
 
-Parts = Literal["even", "uneven", "dyadic", "halves", "noise"]
+Parts = Literal["even", "uneven", "dyadic", "halves", "noise", "own"]
 
 SPLITS: Mapping[Parts, str] = {
     "even": "every copy has 1/m of each weight (Net2Net, arXiv 1511.05641, eq. 1)",
     "uneven": "the k-th copy has twice what the next has: 2/3 and 1/3 of two (LEMON, arXiv 2310.07999)",
     "dyadic": "1/2, 1/4, ..., the last two alike: powers of two, which round nothing in any dtype",
     "halves": "each entry goes whole to one copy, or half of it to each of two, drawn at random: rounds nothing",
+    "own": "each copy is read by the copies of its own number, whole: the model beside itself (arXiv 2203.06211)",
     "noise": "1/m of each weight and a normal draw, added in one copy and taken off in the next",
 }
 """The ways to share."""
@@ -37,10 +38,13 @@ class Split:
         parts: one of `SPLITS`.
         noise: of "noise", the std of the draws in stds of the tensor: small in HyperCloning (arXiv 2409.12903), 1 for a
             difference of the size of the weights.
+        fresh: an optimizer keeps what it knows of the first copy, and knows nothing of the others (SPARKLING's
+            asymmetric reset, arXiv 2602.02472).
     """
 
     parts: Parts = "even"
     noise: float = 0.0
+    fresh: bool = False
 
     @property
     def by_entry(self) -> bool:
@@ -62,7 +66,10 @@ HALVES = Split("halves")
 def copies(old: int, sources: Sequence[int], split: Split) -> Lift:
     """New channel j is a copy of old channel `sources[j]`; R reads every copy by its part."""
     lift = Lift(old, tuple(merged(Run(1, source) for source in sources)))
-    runs = [_replace(run, back=split.alphas(m)[k]) for run, k, m in _numbered(lift)]
+    runs = [
+        _replace(run, back=split.alphas(m)[k], copy=k if split.parts == "own" else -1, fresh=split.fresh and k > 0)
+        for run, k, m in _numbered(lift)
+    ]
     return Lift(old, tuple(merged(runs)))
 
 
@@ -78,7 +85,10 @@ def shared(lift: Lift, split: Split = HALVES, factor: Factor = ONE) -> Lift:
     out = []
     for run, k, m in _numbered(lift):
         whole, back = factor / run.factor, run.factor / factor
-        if m == 1 or not split.by_entry:
+        run = _replace(run, copy=-1, fresh=split.fresh and k > 0)
+        if m > 1 and split.parts == "own":
+            out.append(_replace(run, factor=whole, back=back, share=(k, m), own=True))
+        elif m == 1 or not split.by_entry:
             out.append(_replace(run, factor=whole * split.alphas(m)[k], back=back))
         elif split.parts == "halves":
             out.append(_replace(run, factor=whole, back=back, share=(k, m)))

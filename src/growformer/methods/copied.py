@@ -28,6 +28,29 @@ BERT2BERT = Method(
     },
 )
 
+AKI = Method(
+    name="bert2bert-aki",
+    source="arXiv 2110.07143",
+    about="AKI: as FPI, but what writes new channels is taken from the next layer, so that the function changes",
+    ways={
+        "mlp": Way("copies", order="random", ahead=True),
+        "heads": Way("copies", order="random", ahead=True),
+        "hidden": Way("copies", ahead=True),
+        "layer": Way("copies", order="stack"),
+    },
+)
+
+SPARKLING = Method(
+    name="sparkling",
+    source="arXiv 2602.02472",
+    about="equal copies, which keep every norm's mean square; the optimizer forgets the copies, and they part",
+    ways={
+        "mlp": Way("copies", split=Split(fresh=True)),
+        "heads": Way("copies", split=Split(fresh=True)),
+        "hidden": Way("copies", split=Split(fresh=True)),
+    },
+)
+
 LEMON = Method(
     name="lemon",
     source="arXiv 2310.07999",
@@ -98,11 +121,11 @@ DYADIC = Method(
 STAGED = Method(
     name="staged",
     source="arXiv 2203.06211",
-    about="width doubled by equal copies; new layers copy their neighbour and add nothing; moments come along",
+    about="the model beside itself, each copy reading its own; new layers copy their neighbour and add nothing",
     ways={
-        "mlp": Way("copies"),
-        "heads": Way("copies"),
-        "hidden": Way("copies"),
+        "mlp": Way("copies", split=Split("own")),
+        "heads": Way("copies", split=Split("own")),
+        "hidden": Way("copies", split=Split("own")),
         "layer": Way(fill="copy"),
     },
 )
@@ -110,10 +133,10 @@ STAGED = Method(
 DEEPFUSION = Method(
     name="deepfusion",
     source="arXiv 2306.11903",
-    about="self-fusion: the model beside itself, each half reading its own half of the stream, equal parts",
+    about="self-fusion: the model beside itself, each copy reading its own; what leaves the stream reads equal parts",
     ways={
-        "mlp": Way("copies"),
-        "heads": Way("copies"),
-        "hidden": Way("copies"),
+        "mlp": Way("copies", split=Split("own")),
+        "heads": Way("copies", split=Split("own")),
+        "hidden": Way("copies", split=Split("own")),
     },
 )

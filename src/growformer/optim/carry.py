@@ -93,6 +93,7 @@ class Carry:
     def reads(self, name: str) -> set[str]:
         """The old tensors that a grown one may be made from, by their names in memory."""
         disk = {x for tensor, _ in self._parts[name] for x in (tensor.source, tensor.fill.like)}
+        disk |= {tensor.ahead for tensor, _ in self._parts[name]}
         disk |= {run.weigh for tensor, _ in self._parts[name] for dim in tensor.dims for run in dim.runs}
         return {self.old.views[x].name for x in disk if x}
 

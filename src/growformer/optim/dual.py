@@ -71,8 +71,9 @@ def carry_moment(tensor: TensorPlan, values: torch.Tensor, power: int, out: torc
 
 
 def has_past(block: Block) -> bool:
-    """Whether a block continues a block of the source; others are drawn, zero, means, or copies that R leaves out."""
-    return block.source is not None and block.back is not None and not any(block.mean)
+    """Whether a block continues a block of the source; others are drawn, zero, means, or copies that begin afresh."""
+    read = block.source is not None and block.back is not None
+    return read and not any(block.mean) and not block.fresh
 
 
 def box(block: Block) -> tuple[slice, ...]:

@@ -192,9 +192,12 @@ class Applier:
         """A block of old channels: the source's entries times their factor, in float64, or themselves."""
         assert tensor.source is not None and block.source is not None
         count = block.mean[0] or block.shape[0]
-        values = self.read(tensor.source, slice(block.source[0], block.source[0] + count))
+        name = tensor.ahead if block.ahead and tensor.ahead else tensor.source
+        values = self.read(name, slice(block.source[0], block.source[0] + count))
         for dim in range(1, len(block.shape)):
             values = values.narrow(dim, block.source[dim], block.mean[dim] or block.shape[dim])
+        if not block.portion:
+            return values * 0
         exponent, shared = block.factor.exponent, any(block.shares)
         if exponent == 0 and not any(block.mean) and not shared:
             return values

@@ -66,6 +66,8 @@ def tensor_plans(
                 plan = _tensor_plan(*made, _at(family, covered, at), shapes, is_new=False)
             if becoming is not None and new_to_family and not becoming.new[name.text]:
                 plan = replace(plan, fill=replace(plan.fill, std=float((config or {}).get("initializer_range", 0.02))))
+            if any(run.ahead for dim in plan.dims for run in dim.runs):
+                plan = replace(plan, ahead=_next(family, growth, sources, new, old))
             rows.append(((*_place(family, name, new), order), plan))
     yield from (plan for _, plan in sorted(rows, key=lambda row: row[0]))
 
@@ -88,6 +90,19 @@ def _again(
     if any(axis not in family.layers or not growth.at(axis).donors for axis in fresh):
         return None
     return {axis: growth.at(axis).donors[new[axis]] if value is None else value for axis, value in old.items()}
+
+
+def _next(
+    family: Family,
+    growth: Growth,
+    sources: Mapping[tuple[int, ...], str],
+    new: Mapping[str, int],
+    old: Mapping[str, int | None],
+) -> str:
+    """The same tensor of the next layer; the last layer's is its own, and so is what stands in none."""
+    here = [growth.at(axis).like[new[axis]] if value is None else value for axis, value in old.items()]
+    later = tuple(value + (axis in family.layers) for axis, value in zip(old, here, strict=True))
+    return sources.get(later, sources.get(tuple(here), ""))
 
 
 def _unread(plan: TensorPlan) -> TensorPlan:

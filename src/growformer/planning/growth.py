@@ -37,6 +37,7 @@ class AxisGrowth:
         split: of copies that are heard: how the readers share.
         donors: for each new channel, the old one whose entries the open side starts from; empty: it is drawn. Of an
             index axis of layers: for each target layer, the one whose tensors a new layer starts from.
+        ahead: copies are written by the next layer's tensors.
         changes: why the grown model computes another function, in one sentence; empty where it does not.
     """
 
@@ -53,6 +54,7 @@ class AxisGrowth:
     whole: bool = False
     split: Split = HALVES
     donors: tuple[int, ...] = ()
+    ahead: bool = False
     changes: str = ""
 
     @property

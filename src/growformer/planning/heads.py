@@ -10,7 +10,7 @@ from growformer.algebra import Attention, Family, Lift, Run, Way, copies
 from growformer.algebra.lift import merged
 from growformer.errors import RequestError
 from growformer.planning.growth import AxisGrowth
-from growformer.planning.picks import Pick
+from growformer.planning.picks import Pick, copied_growth
 
 
 def head_growth(
@@ -129,7 +129,7 @@ def alike(axis: str, old: int, sources: Sequence[int | None], donors: Sequence[i
     if way.lift == "copies":
         rest = iter(donors)
         whole = [next(rest) if source is None else source for source in sources]
-        return AxisGrowth(axis, copies(old, whole, way.split), "readers", heard=True, split=way.split)
+        return copied_growth(axis, copies(old, whole, way.split), "readers", way)
     start = tuple(donors) if way.fill == "copy" else ()
     return AxisGrowth(axis, Lift.rows(old, sources), way.closed, donors=start)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 
-from growformer.algebra import OUTSIDE, Family, Kind, Lift, Method, Order, Way
+from growformer.algebra import OUTSIDE, Family, Kind, Lift, Method, Order, Side, Way
 from growformer.algebra.fill import numbers
 from growformer.errors import RequestError
 from growformer.planning.growth import AxisGrowth
@@ -59,6 +59,12 @@ def picker(method: Method, family: Family, axis: str, seed: int) -> Pick:
         return [int(n) * old >> 16 for n in numbers(seed, f"copies of {name}", (old, count), 0, count)]
 
     return drawn if way is not None and way.order == "random" else cycle
+
+
+def copied_growth(axis: str, lift: Lift, closed: Side, way: Way) -> AxisGrowth:
+    """Copies that are all read, each by its share of what read the old channel."""
+    said = f"{axis} {lift.old} -> {lift.new}: what writes the copies comes from the next layer" if way.ahead else ""
+    return AxisGrowth(axis, lift, closed, heard=True, split=way.split, ahead=way.ahead, changes=said)
 
 
 def stacked_growth(

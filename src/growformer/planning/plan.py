@@ -33,6 +33,9 @@ class Block:
         shares: for each dim, which share of the source's entries it holds (see `Run.share`), or None.
         weigh: for each dim, the tensor that weighs its mean (see `Run.weigh`), or "".
         noise: the std of what is added to and taken off its shares (see `Run.noise`); 0: none.
+        portion: what its source entries are multiplied by besides: 0 where another copy reads them (see `Run.own`).
+        fresh: an optimizer is to know nothing of it.
+        ahead: its source is the next layer's tensor.
         mirror: for each dim, how far before the box the entries stand that it repeats (see `Run.mirror`); 0: none.
     """
 
@@ -47,11 +50,14 @@ class Block:
     weigh: tuple[str, ...] = ()
     noise: float = 0.0
     mirror: tuple[int, ...] = ()
+    portion: int = 1
+    fresh: bool = False
+    ahead: bool = False
 
     @property
     def part(self) -> bool:
         """Its entries are one of several parts of the source's, or of their gradient."""
-        return any(self.shares) or (self.back is not None and self.factor * self.back != ONE)
+        return any(self.shares) or not self.portion or (self.back is not None and self.factor * self.back != ONE)
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,7 @@ class TensorPlan:
         pattern: the name pattern it belongs to, for tables.
         offset: what the model adds to the stored numbers before they count (1 for gains stored as 1+w): factors and
             closures are of the sum.
+        ahead: the same tensor of the next layer, where some of its rows come from there.
     """
 
     name: str
@@ -77,6 +84,7 @@ class TensorPlan:
     fill: Fill
     pattern: str
     offset: int = 0
+    ahead: str = ""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -135,8 +143,28 @@ class TensorPlan:
         source = tuple(run.old or 0 for run in runs)
         means, shares = tuple(run.mean for run in runs), tuple(run.share for run in runs)
         weigh = tuple(run.weigh for run in runs)
-        noise = next((run.noise for run in runs if run.noise), 0.0)
-        return Block(start, shape, source, factor, None if unread else back, means, False, shares, weigh, noise)
+        portion = 1
+        for reader in (run for run in runs if run.own and run.share is not None):
+            shares = tuple(None if run is reader else share for run, share in zip(runs, shares, strict=True))
+            number, count = reader.share or (0, 1)
+            others = [run.copy for run in runs if run is not reader and run.copy >= 0]
+            portion = portion * all(other % count == number for other in others)
+            factor = factor if others else factor * Factor.of(1, count)
+        return Block(
+            start,
+            shape,
+            source,
+            factor,
+            None if unread else back,
+            means,
+            False,
+            shares,
+            weigh,
+            next((run.noise for run in runs if run.noise), 0.0),
+            portion=portion,
+            fresh=any(run.fresh for run in runs),
+            ahead=any(run.ahead for run in runs),
+        )
 
     @property
     def entries(self) -> int:
@@ -239,7 +267,8 @@ class Plan:
         rows = []
         for t in self.tensors:
             dims = [table.setdefault(dim, len(table)) for dim in t.dims]
-            rows.append([t.name, t.source, dims, t.free, t.fill.to_json(), t.pattern, t.offset])
+            row = [t.name, t.source, dims, t.free, t.fill.to_json(), t.pattern, t.offset]
+            rows.append([*row, t.ahead] if t.ahead else row)
         return {
             "format": FORMAT,
             "family": self.family,
@@ -273,8 +302,8 @@ class Plan:
             raise SourceError(f"the plan has format {data.get('format')!r}; this version reads format {FORMAT}")
         lifts = [Lift.from_json(old, rows) for old, rows in data["lifts"]]
         tensors = tuple(
-            TensorPlan(name, source, tuple(lifts[i] for i in dims), free, Fill.from_json(fill), pattern, offset)
-            for name, source, dims, free, fill, pattern, offset in data["tensors"]
+            TensorPlan(name, source, tuple(lifts[i] for i in dims), free, Fill.from_json(fill), pattern, *rest)
+            for name, source, dims, free, fill, pattern, *rest in data["tensors"]
         )
         return cls(
             family=data["family"],

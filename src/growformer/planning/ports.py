@@ -48,7 +48,18 @@ def _write(family: Family, growth: Growth, axis: AxisGrowth, atom: Atom, index: 
     lift = axis.lift.times(axis.scale * power(family, axis, atom.role))
     if axis.closed == "writers" and _open_writer(family, atom):
         return replace(axis, closed="readers").facing(lift, "writers")
-    return axis.facing(lift, "writers")
+    return _ahead(lift) if axis.ahead else axis.facing(lift, "writers")
+
+
+def _ahead(lift: Lift) -> Lift:
+    """The lift with every copy but the first of the next layer's tensor."""
+    seen: set[int] = set()
+    runs = []
+    for run in lift.runs:
+        first = run.old is None or run.old not in seen
+        seen |= set() if run.old is None else set(range(run.old, run.old + run.count))
+        runs.append(run if first else replace(run, ahead=True))
+    return Lift(lift.old, tuple(runs))
 
 
 def _open_writer(family: Family, atom: Atom) -> bool:

@@ -26,7 +26,7 @@ from growformer.planning.growth import AxisGrowth, Growth
 from growformer.planning.heads import heads_growth
 from growformer.planning.migrate import KEPT
 from growformer.planning.moves import Refused, field, up
-from growformer.planning.picks import Pick, picker, stacked_growth, way_of
+from growformer.planning.picks import Pick, copied_growth, picker, stacked_growth, way_of
 from growformer.planning.rotary import pair_places
 from growformer.planning.sizes import Sizes
 
@@ -102,7 +102,8 @@ def normed_growth(family: Family, axis: str, old: int, new: int, way: Way, pick:
                 f"{name}={new}: a norm reads {axis}, so only whole copies of its channels are exact",
                 {name: up(new, old)},
             )
-        return AxisGrowth(axis, copies(old, [*range(old)] * (new // old), split), "writers", heard=True, split=split)
+        lift = copies(old, [*range(old)] * (new // old), split)
+        return copied_growth(axis, lift, "writers", way if way.lift == "copies" else Way(split=split))
     norms = [norm for norm in family.norms.values() if norm.axis == axis]
     # One eps that stands in the code, or serves norms over several axes, cannot be rescaled; the stream is.
     scale = Factor.sqrt(new, old) if any(family.fixed_eps(norm) for norm in norms) else ONE
@@ -196,7 +197,7 @@ def plain_growth(axis: str, old: int, new: int, way: Way, pick: Pick | None = No
     donors = pick(axis, old, new - old)
     if way.lift == "copies":
         lift = copies(old, [*range(old), *donors], way.split)
-        return AxisGrowth(axis, lift, "readers", heard=True, split=way.split)
+        return copied_growth(axis, lift, "readers", way)
     if way.closed == "pairs":
         half, odd = divmod(new - old, 2)
         runs = (Run(old, 0), Run(half, None, back=None), Run(half, None, back=None, mirror=half))

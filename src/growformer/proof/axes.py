@@ -210,7 +210,7 @@ def _partners(runs: Sequence[Sequence[Any]], source: Sequence[int]) -> Tensor:
     partner = [NONE] * len(source)
     at = 0
     for run in runs:
-        distance = int(run[9]) if len(run) > 9 else 0
+        distance = int(run[8].get("mirror", 0)) if len(run) > 8 else 0
         for j in range(at, at + int(run[0])) if distance else ():
             i = j - distance
             if not 0 <= i < j or source[i] != NONE or source[j] != NONE or (partner[i], partner[j]) != (NONE, NONE):

@@ -134,7 +134,10 @@ def _distinct(certificate: Certificate, measured: dict[str, Any]) -> list[Claim]
     if not alike:
         return [Claim("distinct", True, "something tells every copy from its original", "all", required=False)]
     said = ", ".join(f"{count} of {total} {axis}" for axis, (count, total) in alike.items())
-    why = "such copies get equal gradients, so that they stay copies for ever; another split (methods) tells them apart"
+    why = (
+        "such copies get equal gradients, and stay copies for ever unless an optimizer's memory tells them apart; "
+        "methods that split unequally, or with noise, do"
+    )
     return [Claim("distinct", None, f"copies for ever: {said}", required=False, detail=why, told=True)]
 
 

@@ -6,7 +6,7 @@ width could (HyperCloning's default, arXiv 2409.12903).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -28,10 +28,10 @@ def inseparable(facts: Facts, tensors: Sequence[Placed], target: Tensors) -> dic
         tensors: the target's, under their patterns.
         target: their values.
     """
+    copied = [a for a in facts.axes.values() if a.copied and not facts.attending.sharing(a.name)]
+    together = bool(copied) and _turned(facts, tensors, target)
     out = {}
-    for axis in facts.axes.values():
-        if not axis.copied or facts.attending.sharing(axis.name):
-            continue  # key/value heads are told apart by the heads that read them
+    for axis in copied:
         shared = axis.name in facts.family.streams
         first = _firsts(axis)
         alike: dict[tuple[tuple[str, int], ...], Tensor] = {}
@@ -39,12 +39,54 @@ def inseparable(facts: Facts, tensors: Sequence[Placed], target: Tensors) -> dic
             layer = () if shared else tuple((a, i) for a, i in tensor.index.items() if a in facts.layers)
             for place in _places(tensor.dims, axis.name):
                 held = alike.setdefault(layer, first != NONE)
-                if bool(held.any()):
-                    view = _view(target.read(tensor.name), tensor.dims, place, facts)
-                    held &= _equal(view, first)
+                if bool(held.any()) and not together:
+                    held &= _equal(_view(target.read(tensor.name), tensor.dims, place, facts), first)
         found = sum(int(held.sum()) for held in alike.values())
         out[axis.name] = (found, axis.new * len(alike))
     return {name: counts for name, counts in out.items() if counts[0]}
+
+
+def _turned(facts: Facts, tensors: Sequence[Placed], target: Tensors) -> bool:
+    """Whether the model stays the same when every copy, on all axes at once, takes the place of the next.
+
+    A model beside itself has no two channels that all tensors treat alike, and two halves that learn the same.
+    """
+    turns = {axis.name: _turn(axis) for axis in facts.axes.values() if axis.copied}
+    for tensor in tensors:
+        value = target.read(tensor.name)
+        moved = value
+        for d, dim in enumerate(tensor.dims):
+            if any(atom.axis in turns for atom in dim.atoms()):
+                moved = moved.index_select(d, _order(dim, turns, facts))
+        if moved is not value and not torch.equal(moved, value):
+            return False
+    return True
+
+
+def _turn(axis: Axis) -> Tensor:
+    """[new] For each channel the next copy of the same old one, the first after the last."""
+    places: dict[int, list[int]] = {}
+    for j, i in enumerate(axis.source.tolist()):
+        places.setdefault(i if i >= 0 else -2 - j, []).append(j)
+    out = torch.arange(axis.new)
+    for copies in places.values():
+        out[copies] = torch.tensor([*copies[1:], copies[0]])
+    return out
+
+
+def _order(dim: Dim, turns: Mapping[str, Tensor], facts: Facts) -> Tensor:
+    """The order of a dim's indices when the channels of its axes are turned."""
+    if dim.atom is not None:
+        axis = dim.atom.axis
+        if isinstance(axis, int):
+            return torch.arange(axis)
+        return turns[axis] if axis in turns else torch.arange(facts.axes[axis].new)
+    parts = [_order(part, turns, facts) for part in dim.parts]
+    out = parts[-1]
+    for part in reversed(parts[:-1]):
+        joined = dim.kind == "concat"
+        out = torch.cat([part, out + len(part)]) if joined else (part[:, None] * len(out) + out[None, :]).flatten()
+    return out
 
 
 def _firsts(axis: Axis) -> Tensor:
