@@ -9,15 +9,16 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help venv .venv demo check format families test test-all clean
+.PHONY: help venv .venv demo check format families methods test test-all clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo      train a small Llama, grow every axis in mid-run, prove each growth, write a report"
 	@echo "make check     lint, format, types, import layers, public names"
 	@echo "make test      check, then the tests"
-	@echo "make test-all  check, every family, then every test, the slow ones too"
+	@echo "make test-all  check, every family and method, then every test, the slow ones too"
 	@echo "make families  grow and prove every family; writes its results and docs/families.md"
+	@echo "make methods   measure every method; writes its results and docs/methods.md"
 	@echo "make format    fix what the linter and the formatter can fix"
 	@echo "make clean     remove what was built, .venv too"
 
@@ -50,7 +51,11 @@ test: check
 families: $(STAMP)
 	$(BIN)/python -m tests.families.sweep --jobs $(JOBS)
 
-test-all: check families
+# What is trained on the pretrained model needs it beside the repository.
+methods: $(STAMP)
+	$(BIN)/python -m tests.methods.sweep
+
+test-all: check families methods
 	$(BIN)/pytest -q -n $(JOBS) --dist loadscope -m "" $(ARGS)
 
 clean:

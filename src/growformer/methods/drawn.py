@@ -24,5 +24,6 @@ TWINS = Method(
         "mlp": Way(closed="pairs"),
         "heads": Way(closed="pairs"),
         "value": Way(closed="pairs"),
+        "layer": Way(closed="pairs"),
     },
 )

@@ -10,8 +10,9 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from growformer.algebra.fill import draw, numbers, quantiles, shares
+from growformer.algebra.fill import numbers, quantiles
 from growformer.algebra.scratch import Scratch
+from growformer.planning.parts import halves, noised
 from growformer.planning.plan import Block, Plan, TensorPlan
 
 if TYPE_CHECKING:
@@ -203,9 +204,9 @@ class Applier:
             return values
         values = values.double() + tensor.offset
         if block.noise:
-            values = self._noised(tensor, block, values)
+            values = noised(self.plan.seed, tensor, block, values, self.measure(tensor.source, "normal"))
         elif shared:
-            values *= self._shares(tensor, block)
+            values *= halves(self.plan.seed, tensor, block)
         for dim, mean in enumerate(block.mean):
             if mean:
                 weigh = block.weigh[dim] if block.weigh else ""
@@ -214,42 +215,6 @@ class Applier:
                     values = values * self.read(weigh, None).double().reshape(shape)
                 values = values.mean(dim, keepdim=True)
         return (values * float(block.factor) - tensor.offset).expand(block.shape)
-
-    def _shares(self, tensor: TensorPlan, block: Block) -> torch.Tensor:
-        """What part of each source entry of a block is this copy's: 0, a half or all, by the entry's own draw."""
-        import torch
-
-        assert tensor.source is not None and block.source is not None
-        width = math.prod(tensor.source_shape[1:])
-        first, rows = block.source[0], block.mean[0] or block.shape[0]
-        drawn = numbers(self.plan.seed, tensor.source, tensor.source_shape, first * width, (first + rows) * width)
-        out: torch.Tensor | None = None
-        for share in block.shares:
-            if share is not None:
-                part = torch.from_numpy(shares(drawn, *share)).reshape(rows, *tensor.source_shape[1:])
-                out = part if out is None else out * part
-        assert out is not None
-        for dim in range(1, len(block.shape)):
-            out = out.narrow(dim, block.source[dim], block.mean[dim] or block.shape[dim])
-        return out
-
-    def _noised(self, tensor: TensorPlan, block: Block, values: torch.Tensor) -> torch.Tensor:
-        """This copy's equal part of a block, and what is added to it and taken off its neighbour."""
-        import torch
-
-        assert tensor.source is not None and block.source is not None
-        k, m = next(share for share in block.shares if share is not None)
-        values /= m
-        if k == m - 1 and m % 2:
-            return values  # the last of an odd number has no neighbour
-        width, first, rows = math.prod(tensor.source_shape[1:]), block.source[0], block.shape[0]
-        label = f"{tensor.source} shared by {k // 2}"
-        drawn = draw(self.plan.seed, label, tensor.source_shape, first * width, (first + rows) * width)
-        noise = torch.from_numpy(drawn).double().reshape(rows, *tensor.source_shape[1:])
-        for dim in range(1, len(block.shape)):
-            noise = noise.narrow(dim, block.source[dim], block.shape[dim])
-        level = block.noise * self.measure(tensor.source, "normal")
-        return values + noise * (level if k % 2 == 0 else -level)
 
     def _draw(
         self, tensor: TensorPlan, start: int, out: torch.Tensor, boxes: Sequence[tuple[slice, ...]], scratch: Scratch

@@ -25,7 +25,7 @@ from growformer.algebra import (
 )
 from growformer.errors import PatternError
 from growformer.planning.cover import Covered, Shapes, indices, stored_dims
-from growformer.planning.growth import Growth
+from growformer.planning.growth import Growth, paired
 from growformer.planning.migrate import Place, moves
 from growformer.planning.plan import TensorPlan
 from growformer.planning.ports import gain_factor, port, power
@@ -154,11 +154,15 @@ def _tensor_plan(
     passes = is_new and family.passes(pattern)
     seen = any(index is None and not growth.at(axis, new).barred for axis, index in old.items())
     closes = passes or (seen and family.closes_layer(name, pattern))
+    inside = growth.inside if any(old[axis] is None for axis in old if axis in family.layers) else {}
+    halved = any(atom.stand == "read" and atom.axis in inside for atom in pattern.atoms())
     sizes = dict(zip(map(id, stored_dims(name, pattern)), shapes[like], strict=True))
 
     def lift(dim: Dim, atom: Atom) -> Lift:
         if atom.axis == WILD:
             whole = Lift.identity(sizes[id(dim)])
+        elif is_new and atom.axis in inside:
+            return paired(inside[str(atom.axis)], "readers" if atom.stand == "read" else "writers")
         elif is_new and isinstance(atom.axis, str):
             whole = Lift.identity(growth.at(atom.axis, new).new)
         else:
@@ -186,7 +190,8 @@ def _tensor_plan(
     # What passes through a new layer is multiplied by 1, which is closed less one.
     offset = -1 if passes else max((family.offset(atom) for atom in gains), default=0)
     source = None if is_new else like
-    return TensorPlan(disk, source, tuple(dims), is_new and not closes and not shift, fill, name.text, offset)
+    free = is_new and not closes and not shift and not halved
+    return TensorPlan(disk, source, tuple(dims), free, fill, name.text, offset)
 
 
 def _product(factors: Iterable[Factor]) -> Factor:

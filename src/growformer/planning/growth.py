@@ -114,7 +114,7 @@ class AxisGrowth:
     def facing(self, lift: Lift, side: Literal["writers", "readers"]) -> Lift:
         """`lift` for a tensor on one side of the axis: its new channels closed, or open with what they start from."""
         if self.closed == "pairs":
-            return _paired(lift, side)
+            return paired(lift, side)
         start = self.closed != side
         return _started(lift, self.donors) if start and self.donors else lift.freed(start)
 
@@ -131,7 +131,7 @@ def _started(lift: Lift, donors: tuple[int, ...]) -> Lift:
 
 
 @lru_cache(maxsize=1024)
-def _paired(lift: Lift, side: Literal["writers", "readers"]) -> Lift:
+def paired(lift: Lift, side: Literal["writers", "readers"]) -> Lift:
     """New channels in pairs: the second is written as the first is, and read with the opposite sign.
 
     One that has no partner is closed at its readers.
@@ -157,10 +157,19 @@ class Growth:
         axes: one entry for each axis and scope.
         tied: whether the head reads through the embedding's own tensor.
         headed: whether there is a head that could.
+        inside: of layers closed by pairs, the axes whose channels stand in pairs throughout a new layer.
     """
 
-    def __init__(self, axes: Iterable[AxisGrowth], *, tied: bool = False, headed: bool = True) -> None:
+    def __init__(
+        self,
+        axes: Iterable[AxisGrowth],
+        *,
+        tied: bool = False,
+        headed: bool = True,
+        inside: Mapping[str, Lift] | None = None,
+    ) -> None:
         self.headed = headed
+        self.inside = inside or {}
         self.axes: dict[tuple[str, Scope], AxisGrowth] = {(a.axis, a.scope): a for a in axes}
         self.tied = tied
 

@@ -10,7 +10,7 @@ from growformer.algebra import Attention, Family, Lift, Run, Way, copies
 from growformer.algebra.lift import merged
 from growformer.errors import RequestError
 from growformer.planning.growth import AxisGrowth
-from growformer.planning.picks import Pick, copied_growth
+from growformer.planning.picks import Pick, copied_growth, kind_of
 
 
 def head_growth(
@@ -180,6 +180,31 @@ def _mirrored(old: int, sources: Sequence[int | None], partners: Mapping[int, in
         for j, source in enumerate(sources)
     ]
     return Lift(old, tuple(merged(runs)))
+
+
+def paired_inside(family: Family, sizes: Mapping[str, int]) -> dict[str, Lift]:
+    """The axes inside a new layer whose channels all stand in pairs, so that the layer adds nothing to the stream.
+
+    Raises:
+        RequestError: a layer that more than sums of its channels stand in.
+    """
+    if any(norm.output in ("added", "stream") for norm in family.norms.values()):
+        raise RequestError(f"{family.name}: norms stand between what a layer makes and the stream; layer=paper works")
+    out: dict[str, Lift] = {}
+    for attention in family.attentions:
+        if attention.alibi is not None:
+            raise RequestError(f"{family.name}: heads differ by their slopes, and have no pairs; layer=paper works")
+        kv = attention.kv_heads or attention.heads
+        if attention.group is not None and sizes[kv] % 2:
+            raise RequestError(f"{family.name}: {sizes[kv]} groups of heads do not make pairs; layer=paper works")
+        pairs: list[int | None] = [None] * sizes[kv]
+        queries: list[int | None] = [None] * sizes[attention.heads]
+        out[kv] = _mirrored(0, pairs, halves(range(sizes[kv])))
+        out[attention.heads] = _mirrored(0, queries, _partners(queries, pairs))
+    for axis in family.axes:
+        if kind_of(family, axis) == "mlp":
+            out[axis] = _mirrored(0, [None] * sizes[axis], halves(range(sizes[axis])))
+    return out
 
 
 def _check_alike(

@@ -84,6 +84,8 @@ def grow_reference(config: ReferenceConfig, expansion: Expansion, method: Method
     for step in expansion.steps:
         _act(state, step)
     hidden = _hidden(config.hidden, state.hidden, method)
+    if len(state.layers) != len(config.layers) and _way(method, "layer").closed == "pairs":
+        raise RequestError("layer: heads of the reference Transformer have tensors of their own, which have no pairs")
     layers = Lift.rows(len(config.layers), [layer.source for layer in state.layers])
     axes = [
         AxisGrowth("vocab", Lift.identity(config.vocab), "writers"),

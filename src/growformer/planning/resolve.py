@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from growformer.algebra import (
     BARRED,
+    GATE,
     HALVES,
     ONE,
     OUTSIDE,
@@ -16,6 +17,7 @@ from growformer.algebra import (
     Lift,
     Method,
     Run,
+    Side,
     Way,
     copies,
 )
@@ -23,7 +25,7 @@ from growformer.algebra.lift import merged
 from growformer.errors import RequestError
 from growformer.planning.choices import Choices
 from growformer.planning.growth import AxisGrowth, Growth
-from growformer.planning.heads import heads_growth
+from growformer.planning.heads import heads_growth, paired_inside
 from growformer.planning.migrate import KEPT
 from growformer.planning.moves import Refused, field, up
 from growformer.planning.picks import Pick, copied_growth, picker, stacked_growth, way_of
@@ -80,7 +82,8 @@ def layer_growth(
         taken += place not in places
         like.append(max(taken - 1, 0))
     donors = tuple(like) if way.fill == "copy" else ()
-    return AxisGrowth(axis, Lift.rows(old, sources), "readers", like=tuple(like), donors=donors)
+    closed: Side = "pairs" if way.closed == "pairs" and new > old else "readers"
+    return AxisGrowth(axis, Lift.rows(old, sources), closed, like=tuple(like), donors=donors)
 
 
 def normed_growth(family: Family, axis: str, old: int, new: int, way: Way, pick: Pick | None = None) -> AxisGrowth:
@@ -206,6 +209,21 @@ def plain_growth(axis: str, old: int, new: int, way: Way, pick: Pick | None = No
     return AxisGrowth(axis, Lift.place(old, range(old), new), way.closed, donors=start)
 
 
+def _check_gates(family: Family, axis: str, way: Way) -> None:
+    """Refuse to close units where they are written, if what gates them stands in the same rows."""
+    mixed = any(
+        atom.axis == axis and GATE in {part.role for part in dim.atoms() if isinstance(part.axis, int)}
+        for _, pattern in family.patterns
+        for dim in pattern.dims
+        for atom in dim.atoms()
+    )
+    if way.lift == "new" and way.closed == "writers" and mixed:
+        raise RequestError(
+            f"{family.name} keeps a unit's gate beside it in one tensor's rows: closed where they are written, both "
+            f"would be zero, and zero times zero has no gradient; mlp=paper works"
+        )
+
+
 def resolve_growth(
     family: Family,
     sizes: Sizes,
@@ -249,8 +267,10 @@ def resolve_growth(
         elif axis in normed or axis in family.copied:
             axes[axis] = normed_growth(family, axis, was, now, way, picks[axis])
         else:
+            _check_gates(family, axis, way)
             axes[axis] = plain_growth(axis, was, now, way, picks[axis])
-    return Growth((axes[axis] for axis in family.axes), tied=tied, headed=headed)
+    inside = paired_inside(family, new) if any(axes[layer].closed == "pairs" for layer in family.layers) else {}
+    return Growth((axes[axis] for axis in family.axes), tied=tied, headed=headed, inside=inside)
 
 
 def expert_growth(family: Family, axis: str, sizes: Sizes) -> AxisGrowth:

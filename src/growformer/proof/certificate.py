@@ -26,7 +26,7 @@ from growformer.proof.facts import Facts
 from growformer.proof.fields import check_fields, check_sizes
 from growformer.proof.handing import LayerMap, kept_gains
 from growformer.proof.layers import Names, Placed, check_layers, layer_maps
-from growformer.proof.mirrors import check_pairs
+from growformer.proof.mirrors import check_inside, check_pairs, inside
 from growformer.proof.origin import Origin
 from growformer.proof.places import Places, Where, atom_places, dim_places
 from growformer.proof.reading import DictTensors, FileTensors
@@ -101,6 +101,8 @@ class Sides:
         self.headless = bare or not family.headed(full)
         self.old = self._cover()
         self.facts: Facts | None = None
+        self.paired: set[str] = set()
+        self.inside: dict[str, Axis] = {}
         counts = {axis: 1 + max(old.index.get(axis, -1) for old in self.old.values()) for axis in family.layers}
         self.layers = layer_maps(family, layers, counts if self.old else {})
         told, problems = read_axes(family, axes, self._sizes_of_shapes(), self.layers)
@@ -120,6 +122,11 @@ class Sides:
         self.names = Names(self.facts, self.layers, kept, self.old, self.prefix, origin)
         self.failures += check_fields(self.facts, self.layers, source_config, target_config, full)
         self.failures += dict.fromkeys(self.facts.problems)  # several norms may say the same
+        self.paired = {axis for axis in family.layers if axes.get(axis, {}).get("closed") == "pairs"}
+        try:
+            self.inside = inside(family, told) if self.paired else {}
+        except ValueError as error:
+            self.failures.append(f"axis {next(iter(self.paired))}: {error}")
 
     def _cover(self) -> dict[str, Placed]:
         """Each source tensor under the one pattern that covers it; buffers that are left behind are not among them."""
@@ -271,7 +278,13 @@ class Sides:
         (places, spans), offset = self.places_and_spans(tensor, split), self.offset(tensor)
         if tensor.source is None:
             shape = [dim.new for dim in places]
-            return check_new(self.target, tensor.name, shape, tensor.closed, offset, tensor.value)
+            inner = self.inside if any(axis in self.paired for axis in tensor.index) else {}
+            halved = any(atom.stand == "read" and atom.axis in inner for atom in tensor.pattern.atoms())
+            closed = tensor.closed and not halved
+            found = check_new(self.target, tensor.name, shape, closed, offset, tensor.value)
+            if inner and not found.wrong:
+                found.wrong = check_inside(inner, tensor.dims, self.target, tensor.name)
+            return found
         if len(tensor.copies) < 2:
             found = check_old(
                 places, self.target, tensor.name, self.source, tensor.source, offset, spans, self.weigh(tensor)

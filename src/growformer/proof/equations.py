@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise, product
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from growformer.algebra.factor import ONE
 from growformer.proof.axes import MEAN, NONE
 from growformer.proof.places import OPEN, REACHED, SHUT, Places, floats
 from growformer.proof.reading import Slabs, Tensors
+from growformer.proof.rows import bits, half_ulp, pieces, read_rows, same, take
 from growformer.proof.spans import Spans, holds, is_shut_or_open, viewer
 
 __all__ = [
@@ -28,9 +29,6 @@ __all__ = [
     "same",
 ]
 
-PIECE = 1 << 20
-"""Entries of a tensor that are looked at at once."""
-
 
 @dataclass
 class Found:
@@ -40,40 +38,6 @@ class Found:
     fidelity: str = "identical"
     zero: int = 0
     free: int = 0
-
-
-def pieces(shape: Sequence[int]) -> Iterator[slice]:
-    """Row ranges of at most PIECE entries."""
-    rows, width = shape[0], max(1, torch.Size(shape[1:]).numel())
-    step = max(1, PIECE // width)
-    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
-
-
-def same(tensors: Tensors, a: str, b: str) -> bool:
-    """Whether two tensors have one shape and the same values, whatever their dtypes: they are so in any dtype then."""
-    shape, read = tensors.shape(a), tensors.read
-    return shape == tensors.shape(b) and all(
-        torch.equal(read(a, rows).double(), read(b, rows).double()) for rows in (pieces(shape) if shape else [None])
-    )
-
-
-def read_rows(tensors: Tensors, name: str, rows: Tensor) -> Tensor:
-    """The rows with these numbers, in this order; few reads, and no more memory than a small multiple of the rows."""
-    if not len(rows):
-        return tensors.read(name, slice(0, 0))
-    low, high = int(rows.min()), int(rows.max()) + 1
-    if high - low <= 4 * len(rows):
-        return _take(tensors.read(name, slice(low, high)), 0, rows - low)
-    cuts = [0, *(rows.diff() != 1).nonzero().flatten().add(1).tolist(), len(rows)]
-    return torch.cat([tensors.read(name, slice(int(rows[a]), int(rows[b - 1]) + 1)) for a, b in pairwise(cuts)])
-
-
-def _take(x: Tensor, d: int, index: Tensor) -> Tensor:
-    """The entries with these numbers along dim d, in this order: a view where they are neighbours."""
-    count = len(index)
-    if count and int(index[-1] - index[0]) == count - 1 and bool((index.diff() == 1).all()):
-        return x.narrow(d, int(index[0]), count)
-    return x[(slice(None),) * d + (index,)]
 
 
 def _spread(vectors: Sequence[Tensor]) -> list[Tensor]:
@@ -98,7 +62,7 @@ def _old_entries(source: Tensors, name: str, index: Sequence[Tensor], but: int |
     """
     old = read_rows(source, name, index[0].clamp(min=0))
     for d, places in enumerate(index[1:], 1):
-        old = old if d == but else _take(old, d, places.clamp(min=0))
+        old = old if d == but else take(old, d, places.clamp(min=0))
     return old
 
 
@@ -123,10 +87,6 @@ def _means(source: Tensors, name: str, index: Sequence[Tensor], d: int, weigh: T
             total, size = (x.index_select(e, places.clamp(min=0)) for x in (total, size))
     n = source.shape(name)[d]
     return total / n, size * 2.0**-52
-
-
-def _bits(x: Tensor) -> Tensor:
-    return x.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
 
 
 def _holds(x: Tensor, state: int, offset: int = 0) -> bool:
@@ -228,7 +188,7 @@ def check_old(
         raise ValueError("the weights of copies add up, and 1 is added to each; not covered")
     if not new:
         a, b = source.read(source_name).to(target.dtype(name)), target.read(name)
-        if not torch.equal(_bits(a), _bits(b)):
+        if not torch.equal(bits(a), bits(b)):
             found.wrong = _say(name, 0, torch.ones((), dtype=torch.bool), b, a, source_name)
         return found
     for rows in pieces(new):
@@ -243,7 +203,7 @@ def check_old(
         for state, numbers in _blocks(cut):
             part = piece
             for d, of in enumerate(numbers):
-                part = _take(part, d, of)
+                part = take(part, d, of)
             if state == REACHED:
                 if not sums:
                     found.wrong = _check_block(cut, numbers, part, name, rows.start, source, source_name, offset, weigh)
@@ -321,9 +281,9 @@ def _check_block(
         why = f"(1 + {source_name}) times the factor, less 1"
         return _say(name, start, bad, part, wanted, why, numbers) if bool(bad.any()) else None
     wanted = old.to(part.dtype) if simple else (old.double() * factor).to(part.dtype)
-    if torch.equal(_bits(part), _bits(wanted)) and (simple or _holds(part, OPEN)):
+    if torch.equal(bits(part), bits(wanted)) and (simple or _holds(part, OPEN)):
         return None
-    bad = _bits(part) != _bits(wanted)
+    bad = bits(part) != bits(wanted)
     if not simple:
         bad &= part != wanted  # zeros of either sign are one
         bad |= ~part.isfinite() & old.isfinite()  # a factor may take a number past the largest
@@ -343,13 +303,6 @@ def _fold(x: Tensor, d: int, equation: Tensor, weight: Tensor, equations: int) -
     part = x.index_select(d, terms) * weight[terms].reshape(shape)
     out = x.new_zeros((*x.shape[:d], equations, *x.shape[d + 1 :]))
     return out.index_add_(d, equation[terms], part)
-
-
-def half_ulp(x: Tensor) -> Tensor:
-    """By how much rounding once may have moved each entry (float64)."""
-    info = torch.finfo(x.dtype)
-    exponent = torch.frexp(x.double()).exponent.double()
-    return torch.exp2(exponent - 2).clamp(min=info.tiny) * info.eps
 
 
 def _check_sums(

@@ -6,10 +6,12 @@ With a_i = a_j, for every tensor that writes them has equal entries there, what 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from growformer.algebra.family import OUTSIDE, Family
 from growformer.algebra.pattern import Dim
 from growformer.proof.axes import NONE, Axis
 from growformer.proof.reading import Tensors
@@ -49,6 +51,66 @@ def check_pairs(axes: Mapping[str, Axis], dims: Sequence[Dim], target: Tensors, 
                 at[0] += rows.start if d else 0
                 return f"{name}{at}: found {found!r}; required {wanted!r}, as its partner demands"
     return None
+
+
+def check_inside(axes: Mapping[str, Axis], dims: Sequence[Dim], target: Tensors, name: str) -> str | None:
+    """What is wrong with a tensor of a new layer whose channels all stand in pairs; None where nothing is.
+
+    Args:
+        axes: those of the layer's inside (see `inside`).
+        dims: the tensor's.
+        target, name: the tensor.
+    """
+    value = target.read(name)
+    if not bool(value.isfinite().all()):
+        return f"{name}: found a number that is not finite"
+    for d, dim in enumerate(dims):
+        partner, sign, _ = _partners(dim, axes)
+        alone = ((partner == NONE) & (sign < 0)).nonzero().flatten()
+        if len(alone) and bool((value.index_select(d, alone) != 0).any()):
+            return f"{name}: found a unit without a partner that is read; required zero"
+    return check_pairs(axes, dims, target, name)
+
+
+def inside(family: Family, axes: Mapping[str, Axis]) -> dict[str, Axis]:
+    """The axes of a new layer in pairs: of each, the second half is the first's; heads by what they read.
+
+    Raises:
+        ValueError: more than sums stand between these channels and the stream.
+    """
+    if any(norm.output in ("added", "stream") for norm in family.norms.values()):
+        raise ValueError("norms stand between what a layer makes and the stream, so that it is not closed by pairs")
+    out = {}
+    grouped = {axis for a in family.attentions for axis in (a.heads, a.kv_heads, a.group, *a.key, a.value)}
+    for axis in axes.values():
+        special = axis.name in (*family.streams, *OUTSIDE, *grouped) or axis.name in family.copied
+        experts = family.experts is not None and axis.name == family.experts.axis
+        if not special and not experts and family.norm_over(axis.name) is None:
+            out[axis.name] = _halved(axis, range(axis.new))
+    for attention in family.attentions:
+        if attention.alibi is not None:
+            raise ValueError("heads differ by their slopes, and have no pairs")
+        heads = axes[attention.heads]
+        shared = axes[attention.kv_heads or attention.heads]
+        out[shared.name] = whole = _halved(shared, range(shared.new))
+        group, partner = heads.new // shared.new, torch.full((heads.new,), NONE)
+        assert whole.partner is not None
+        for j, other in enumerate(whole.partner.tolist()):
+            mine = torch.arange(j * group, (j + 1) * group)
+            within = _halved(heads, mine.tolist()).partner
+            assert within is not None
+            partner[mine] = mine + (other - j) * group if other >= 0 else within[mine]
+        if heads.name != shared.name:
+            out[heads.name] = replace(_halved(heads, []), partner=partner)
+    return out
+
+
+def _halved(axis: Axis, places: Sequence[int]) -> Axis:
+    """An axis of new channels, of which those at some places stand in pairs, first half and second."""
+    partner, half = torch.full((axis.new,), NONE), len(places) // 2
+    for i in range(half):
+        partner[places[i]], partner[places[half + i]] = places[half + i], places[i]
+    return replace(axis, source=torch.full((axis.new,), NONE), partner=partner)
 
 
 def _rows(count: int, step: int) -> list[slice]:
