@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 
@@ -31,6 +31,9 @@ class AxisGrowth:
         kept: for an index axis of layers that end in a norm on the stream, the gain of the norms that give their own
             gain and shift away to a new layer (see `planning.migrate`); None elsewhere.
         whole: its copies are all read, each by all that read the old channel, for what weighs them adds up to one.
+        split: its copies are all read, each by a slice of what read the old channel, times as many as there are.
+        sliced: (index axis, m): the m copies of each channel of that axis have a slice of these channels each, in
+            order; the lift is that of all slices together. None: they have them all.
     """
 
     axis: str
@@ -44,6 +47,8 @@ class AxisGrowth:
     barred: bool = False
     kept: Factor | None = None
     whole: bool = False
+    split: bool = False
+    sliced: tuple[str, int] | None = None
 
     @property
     def old(self) -> int:
@@ -51,11 +56,11 @@ class AxisGrowth:
 
     @property
     def new(self) -> int:
-        return self.lift.new
+        return self.lift.new // (self.sliced[1] if self.sliced is not None else 1)
 
     @property
     def is_identity(self) -> bool:
-        return self.lift.is_identity and self.scale == ONE
+        return self.lift.is_identity and self.scale == ONE and self.sliced is None
 
     @cached_property
     def sources(self) -> list[int | None]:
@@ -120,10 +125,17 @@ class Growth:
         while True:
             found = self.axes.get((axis, scope))
             if found is not None:
-                return found
+                return self._slice(found, index or {})
             if not scope:
                 raise KeyError(f"axis {axis} has no size here")
             scope = scope[:-1]
+
+    def _slice(self, axis: AxisGrowth, index: Mapping[str, int]) -> AxisGrowth:
+        """What a copy has of an axis of which each has a slice."""
+        if axis.sliced is None or axis.sliced[0] not in index:
+            return axis
+        copy = index[axis.sliced[0]] // self.at(axis.sliced[0]).old
+        return replace(axis, lift=Lift(axis.old, (Run(axis.new, copy * axis.new),)), sliced=None)
 
     def __iter__(self) -> Iterator[AxisGrowth]:
         return iter(self.axes.values())

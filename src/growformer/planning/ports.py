@@ -52,6 +52,8 @@ def _read(family: Family, axis: AxisGrowth, role: str | None) -> Lift:
         return axis.lift.shared(Factor.of(axis.new, axis.old) if routed else ONE)
     if axis.whole:
         return axis.lift
+    if axis.split:
+        return axis.lift.times(Factor.of(axis.new, axis.old))
     named = family.norms.get(role or "")  # a reader may say which of several norms it follows
     norm = None if role == RAW else named if named and named.axis == axis.axis else family.norm_over(axis.axis)
     if norm is None:

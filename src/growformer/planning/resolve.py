@@ -14,6 +14,7 @@ from growformer.planning.migrate import KEPT
 from growformer.planning.moves import field, up
 from growformer.planning.rotary import pair_places
 from growformer.planning.sizes import Sizes
+from growformer.planning.split import split_growth
 
 
 def spread(old: int, new: int, barred: Collection[int] = ()) -> list[int]:
@@ -219,6 +220,8 @@ def resolve_growth(
     axes: dict[str, AxisGrowth] = {}
     for attention in family.attentions:
         axes |= {axis.axis: axis for axis in _heads(family, attention, old, new, method)}
+    if sizes.split is not None and family.experts is not None:
+        axes |= {axis.axis: axis for axis in split_growth(family.experts, old, *sizes.split)}
     normed = {norm.axis for norm in family.norms.values()}
     for axis in family.axes:
         was, now = old[axis], new[axis]

@@ -32,6 +32,8 @@ class Axis:
         scale: the scale c of every writer besides.
         closed: the side whose new entries are zero.
         barred: no softmax or top-k over the axis chooses a new channel, whatever it holds, for its bias is too low.
+        slices: how many copies of an expert share the axis out among them, a slice of neighbours each; the lift is that
+            of all slices, one after the other. 1: it is one axis.
     """
 
     name: str
@@ -44,6 +46,12 @@ class Axis:
     scale: Factor
     closed: str
     barred: bool = False
+    slices: int = 1
+
+    @property
+    def size(self) -> int:
+        """How many channels the config gives it: those of one slice."""
+        return self.new // self.slices
 
     @property
     def reached(self) -> Tensor:
@@ -78,6 +86,8 @@ class Axis:
 
     @property
     def is_identity(self) -> bool:
+        if self.slices != 1:
+            return False
         return self.old == self.new and self.plain and torch.equal(self.source, torch.arange(self.new))
 
     def read_at(self) -> list[list[int]]:
@@ -126,6 +136,10 @@ class Axis:
         """
         old, new, closed = int(told["old"]), int(told["new"]), str(told.get("closed", "writers"))
         scale = Fraction(told.get("scale", "1"))
+        slices = told.get("slices", 1)
+        if not isinstance(slices, int) or isinstance(slices, bool) or slices < 1:
+            raise ValueError(f"{slices!r} slices make no sense")
+        new *= slices
         if scale <= 0 or closed not in ("writers", "readers"):
             raise ValueError(f"scale {scale} and closed side {closed!r} make no sense")
         source: list[int] = []
@@ -167,6 +181,7 @@ class Axis:
             Factor(scale),
             closed,
             told.get("barred") is True,
+            slices,
         )
         axis._check_inverse()
         return axis
