@@ -135,8 +135,8 @@ def check_taken(z: Sizing) -> None:
             assert experts is not None
             count = field(z.family, experts.axis)
             raise Refused(
-                f"{name}={z.asked[name]}: it follows from {count}, for as often as every expert is there, so many times "
-                f"as many are taken; with {count}={z.new[experts.axis]} it is {value}",
+                f"{name}={z.asked[name]}: it follows from {count}, for as often as every expert is there, so many "
+                f"times as many are taken; with {count}={z.new[experts.axis]} it is {value}",
                 {name: int(value)},
             )
 
