@@ -30,7 +30,8 @@ def check_slices(family: Family, axes: Mapping[str, Axis]) -> Iterator[str]:
             continue
         experts = axes[family.experts.axis]
         if experts.times != axis.slices:
-            yield f"{said}; required as many copies of all experts, one after the other; found {experts.times or 'none'}"
+            found = experts.times or "none"
+            yield f"{said}; required as many copies of all experts, one after the other; found {found}"
         if not axis.plain or sorted(axis.source.tolist()) != list(range(axis.old)):
             yield f"{said}; required every old channel in one of them, once, as it is"
         if family.norm_over(axis.name) is not None or family.norm_across(axis.name) is not None:
