@@ -105,6 +105,10 @@ def test_what_moves_is_said(sources: dict[str, Path]) -> None:
     )
 
 
+def test_what_was_asked_does_not_move(sources: dict[str, Path]) -> None:
+    assert gf.plan(sources["mixtral"], num_local_experts=10, num_experts_per_tok=4, intermediate_size=7).moved == ()
+
+
 def test_each_slice_of_an_expert(sources: dict[str, Path]) -> None:
     made = gf.plan(sources["mixtral"], num_local_experts=10, intermediate_size=7)
     with TensorFiles.open(sources["mixtral"]) as files:

@@ -21,7 +21,7 @@ def parameters(of: Model, layer: int) -> tuple[torch.Tensor, torch.Tensor, torch
     """Router [experts, hidden], gate and up [experts, 2, width, hidden], down [experts, hidden, width]."""
     named = dict(of.named_parameters())
     names = (f"{MOE.format(layer)}{part}" for part in ("gate.weight", "experts.gate_up_proj", "experts.down_proj"))
-    return fold(*(named[name] for name in names))
+    return fold(*(named[name].detach() for name in names))
 
 
 def fold(router: Any, both: Any, down: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

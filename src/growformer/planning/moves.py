@@ -102,7 +102,8 @@ def move_experts(z: Sizing) -> None:
         for count in (experts.chosen, *experts.groups):
             value = int(lookup(z.config, count))
             z.fields[count] = value * (now // was)
-            z.moved.append(f"{count} {value} -> {z.fields[count]}: {how}")
+            if count not in z.asked:
+                z.moved.append(f"{count} {value} -> {z.fields[count]}: {how}")
     elif z.family.odds(experts.axis):
         _bar_experts(z, experts, name, was, now)
     elif now % was:

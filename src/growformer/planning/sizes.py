@@ -101,7 +101,7 @@ def read_request(family: Family, request: Mapping[str, Any], also: Sequence[str]
     Args:
         family: the model family.
         request: values by config field, or by an older name of one.
-        also: fields that may be asked for beside those it grows by.
+        also: fields that may be asked for beside those it grows by, and those that count the experts of a token.
 
     Returns:
         Whole numbers by config field.
@@ -115,7 +115,7 @@ def read_request(family: Family, request: Mapping[str, Any], also: Sequence[str]
     out: dict[str, int] = {}
     for said, value in request.items():
         key = alias if (alias := family.aliases.get(said)) in names else said
-        if key not in names and key not in also:
+        if key not in (*names, *taken(family), *also):
             raise RequestError(_unknown(family, key, names))
         if key in out:
             older = next(name for name, meant in family.aliases.items() if meant == key)
@@ -165,7 +165,7 @@ def resolve_sizes(
     Raises:
         RequestError: where no such model exists, with the nearest requests that work.
     """
-    asked, choices = read_request(family, request, taken(family)), choices or Choices()
+    asked, choices = read_request(family, request), choices or Choices()
     try:
         return _resolve(family, config, asked, choices, chosen)
     except Refused as refused:
