@@ -199,7 +199,6 @@ def run_verify(
 
     out = folders[-1]
     src = located(folders[0]) if len(folders) == 2 else source_of(out)
-    read_config(out)  # what is no model's folder is said to be none before its receipt is missed
     with show.progress(json) as tell:
         proof = api.verify(src, out, level=level, memory=memory, progress=tell)
     said = _continuations(src, out, prompt, tokens) if prompt is not None else {}
