@@ -12,7 +12,9 @@ from certified import Growth, failing
 from stock import grow_stock
 
 from growformer.algebra import replace
+from growformer.proof.axes import read_axes
 from growformer.proof.bar import BAR
+from growformer.proof.facts import Facts
 from growformer.proof.pullback import PulledBack
 
 MOE = "model.layers.1.block_sparse_moe."
@@ -120,6 +122,7 @@ WRONG: dict[str, tuple[Callable[[Growth], object], tuple[str, ...]]] = {
     ),
     "slices of an axis that is no expert's": (told("heads", slices=2, lift=[[4, 0], [4, None]]), ("axis heads",)),
     "slices of the experts": (told("experts", slices=2, new=5), ("axis experts: in 2 slices",)),
+    "slices of the layers": (told("layer", slices=3, new=1), ("axis layer: in 3 slices",)),
     "slices that make no sense": (told("mlp", slices=True), ("axis mlp", "True slices")),
     "slices of a text": (told("mlp", slices="2"), ("axis mlp", "'2' slices")),
     "as many chosen as before": (config("num_experts_per_tok", 2), ("num_experts_per_tok", "required 4")),
@@ -158,3 +161,11 @@ def test_slices_may_stand_in_any_order_that_the_receipt_tells() -> None:
     back = PulledBack(*growth.arguments(), source_full=growth.source_full)
     name = EXPERT.format(2, "w1")
     assert torch.equal(back.read(name), growth.source[name].double())
+
+
+def test_slices_under_a_new_router_are_not_covered() -> None:
+    growth = grown(*SPLIT["mixtral"])
+    axes, problems = read_axes(growth.family, growth.axes, {}, growth.layers)
+    assert problems == [] == Facts(growth.family, axes, tied=False).problems
+    (said,) = Facts(growth.family, axes, tied=False, routed=True).problems
+    assert said == "experts under a new router are whole copies; slices of them are not covered"

@@ -224,6 +224,8 @@ def read_axes(
             continue
         if name not in family.layers:
             axes[name] = axis
+        elif axis.slices != 1:
+            problems.append(f"axis {name}: in {axis.slices} slices, which layers never are")
         elif name in told and [None if i < 0 else i for i in axis.source.tolist()] != list(layers[name]):
             problems.append(f"axis {name}: its lift and the layer map {list(layers[name])} disagree")
     return axes, problems
