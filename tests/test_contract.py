@@ -81,6 +81,7 @@ print(json.dumps(sorted(set({HEAVY!r}) & set(sys.modules))))
     "statement",
     [
         pytest.param("import growformer", id="import growformer"),
+        pytest.param("import growformer.api", id="import growformer.api"),
         pytest.param(
             "from growformer.cli.main import run; sys.argv = ['growformer', '--help']; run()", id="growformer --help"
         ),

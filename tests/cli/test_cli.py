@@ -10,6 +10,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from tiny import save
 
 from growformer import api
 from growformer.cli.main import app
@@ -122,6 +123,18 @@ def test_a_config_to_grow_to_and_one_more_size(cli: Cli) -> None:
     to.write_text(json.dumps(json.loads((cli.src / "config.json").read_text()) | {"hidden_size": 48}))
     both = json.loads(cli(*cli.of("plan", "--to", to, "intermediate_size=40", "--json")).out)
     assert both["request"] == {"hidden_size": 48, "intermediate_size": 40}
+
+
+def test_a_config_to_grow_to_whose_experts_are_split(cli: Cli) -> None:
+    save(cli.root / "moe", "mixtral", num_local_experts=3, num_experts_per_tok=2)
+    request = {"intermediate_size": 14, "num_local_experts": 6, "num_experts_per_tok": 4}
+    to = cli.root / "to.json"
+    to.write_text(json.dumps(json.loads((cli.root / "moe" / "config.json").read_text()) | request))
+    words = [f"{name}={value}" for name, value in request.items()]
+    for said in (cli("plan", cli.root / "moe", "--to", to, "--json"), cli("plan", cli.root / "moe", *words, "--json")):
+        assert said.code == 0, said.err
+        assert json.loads(said.out)["request"] == request and json.loads(said.out)["moved"] == []
+        assert json.loads(said.out)["axes"]["mlp"]["slices"] == 2
 
 
 def test_an_expansion_for_machines_and_for_people(cli: Cli) -> None:

@@ -14,8 +14,8 @@ from growformer.api.verified import verify
 from growformer.errors import RequestError
 from growformer.families import FAMILIES
 
-DOWN, UP = "model.layers.1.mlp.down_proj.weight", "model.layers.1.mlp.up_proj.weight"
-OUT, Q = "model.layers.1.self_attn.o_proj.weight", "model.layers.1.self_attn.q_proj.weight"
+DOWN, UP = "model.layers.3.mlp.down_proj.weight", "model.layers.3.mlp.up_proj.weight"
+OUT, Q = "model.layers.3.self_attn.o_proj.weight", "model.layers.3.self_attn.q_proj.weight"
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +58,6 @@ def test_a_broken_pair_is_seen(rule: str, grown: tuple[Path, Path], tmp_path: Pa
 
 
 def test_heads_with_slopes_have_no_pairs(tmp_path: Path) -> None:
-    src = save_tiny(FAMILIES["bloom"], "BloomForCausalLM", tmp_path / "bloom")
+    src = save_tiny(FAMILIES["mpt"], "MptForCausalLM", tmp_path / "mpt")
     with pytest.raises(RequestError, match=r"slopes.*layer=paper works"):
-        plan(src, method="twins", n_layer=5)
+        plan(src, method="twins", n_layers=5)

@@ -108,6 +108,8 @@ def test_new_pairs_of_a_proportional_head_do_not_turn() -> None:
         ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 100.0}},
          {"head_dim": 20}, "longrope", "under rope_type 'dynamic': it starts from default, linear, llama3, yarn"),
         ("gpt_oss", {}, {"head_dim": 20}, "proportional", "under rope_type 'yarn'"),
+        ("gemma4_text", {}, {"head_dim": 20}, "longrope",
+         "head_dim 10 -> 20: its config class measures a list of frequencies by one head size, .*rope='theta'"),
         ("phi", {}, {"head_dim": 12}, "longrope", "phi turns the first channels of a head only"),
         ("gpt2", {}, {"n_embd": 48}, "strided", "gpt2 has no rotary positions"),
         ("llama", {}, {"hidden_size": 36}, "strided", "says where rotary pairs go when head_dim grows, and it stays"),

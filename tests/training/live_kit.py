@@ -57,6 +57,9 @@ GROWTHS: dict[str, dict[str, dict[str, int]]] = {
 }
 for _growths in GROWTHS.values():
     _growths["all"] = {name: size for request in _growths.values() for name, size in request.items()}
+# Experts with half of their width cannot have a larger one in the same request.
+GROWTHS["mixtral"]["split"] = {"num_local_experts": 6, "num_experts_per_tok": 4, "intermediate_size": 14}
+GROWTHS["mixtral"]["split, hidden"] = {**GROWTHS["mixtral"]["split"], "hidden_size": 36}
 
 
 def model(kind: str, seed: int = 0) -> Model:

@@ -57,6 +57,8 @@ class Rotary:
         set: of rope parameters that are stated for each layer type, those of this type alone; empty: all.
         steady: rope types whose frequencies theta^(-2i/n) stay where they are under theta' = theta^(n'/n).
         inside: those of them for which that holds only up to max_position_embeddings.
+        unlisted: why no list of frequencies can be written (rope type longrope), as the rest of a sentence; empty: one
+            can.
     """
 
     axis: str = "key"
@@ -66,6 +68,7 @@ class Rotary:
     set: str = ""
     steady: tuple[str, ...] = ("default", "linear", "llama3", "yarn", "dynamic")
     inside: tuple[str, ...] = ("dynamic",)
+    unlisted: str = ""
 
     @property
     def whole(self) -> bool:

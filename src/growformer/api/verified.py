@@ -57,6 +57,7 @@ def verify(
         return _verify_models(source, target, level, room, progress)
     out = Path(target)
     src = source_of(out) if source is None else located(source)
+    read_config(out)  # whether it is a model's folder at all comes first
     receipt = Receipt.read(out)
     case = recorded(src, out, receipt)
     changed = [f"{n} in the source" for n in _changed(receipt, src, "source")]

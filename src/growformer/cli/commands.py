@@ -18,6 +18,7 @@ from growformer.cli.request import config_at, experts_of, parse, places, require
 from growformer.errors import RequestError, SourceError
 from growformer.planning import Plan, TensorPlan
 from growformer.planning.sizes import growable, read_request
+from growformer.planning.split import taken
 from growformer.proof.claims import Proof
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def _asked(
         raise RequestError(f"{to}: model_type {there['model_type']!r} is not {raw['model_type']!r}; {error}") from None
     view = seen(family, raw, kind | experts_of(becoming, there), ignored)
     also = tuple(_chosen(view))
-    wanted, follows = towards(view.full, to, there, (*growable(view.family), *also))
+    wanted, follows = towards(view.full, to, there, (*growable(view.family), *taken(view.family), *also))
     wanted |= _chosen(view)
     both = [name for name in request if name in wanted]
     if both:
@@ -203,7 +204,6 @@ def run_verify(
 
     out = folders[-1]
     src = located(folders[0]) if len(folders) == 2 else source_of(out)
-    read_config(out)  # what is no model's folder is said to be none before its receipt is missed
     with show.progress(json) as tell:
         proof = api.verify(src, out, level=level, memory=memory, progress=tell)
     said = _continuations(src, out, prompt, tokens) if prompt is not None else {}

@@ -17,6 +17,8 @@ from growformer.algebra import (
     Times,
 )
 
+UNLISTED = "its config class measures a list of frequencies by one head size, and its layers have several"
+
 GEMMA4_TEXT = Family(
     name="gemma4_text",
     model_types=("gemma4_text",),
@@ -101,7 +103,7 @@ GEMMA4_TEXT = Family(
         "context_norm": Norm("ple", "rms", eps="rms_norm_eps"),
     },
     attention=(
-        Attention(kv_heads="kv_heads", scaled=False, rotary=Rotary(set="sliding_attention")),
+        Attention(kv_heads="kv_heads", scaled=False, rotary=Rotary(set="sliding_attention", unlisted=UNLISTED)),
         Attention(
             heads="full_heads",
             kv_heads="full_kv_heads",
@@ -109,7 +111,10 @@ GEMMA4_TEXT = Family(
             value="full_value",
             scaled=False,
             rotary=Rotary(
-                "full_key", set="full_attention", steady=("default", "linear", "llama3", "yarn", "proportional")
+                "full_key",
+                set="full_attention",
+                steady=("default", "linear", "llama3", "yarn", "proportional"),
+                unlisted=UNLISTED,
             ),
             roles=("full_q", "full_k", "full_v"),
         ),
@@ -216,7 +221,9 @@ GEMMA4_TEXT = Family(
                 "norms": {"full_v": Norm("full_key", "rms", eps="rms_norm_eps", gain=None)},
                 "optional": {"model.layers.{layer:own_full}.self_attn.v_proj.bias": None},
                 "attention": (
-                    Attention(kv_heads="kv_heads", scaled=False, rotary=Rotary(set="sliding_attention")),
+                    Attention(
+                        kv_heads="kv_heads", scaled=False, rotary=Rotary(set="sliding_attention", unlisted=UNLISTED)
+                    ),
                     Attention(
                         heads="full_heads",
                         kv_heads="full_kv_heads",
@@ -227,6 +234,7 @@ GEMMA4_TEXT = Family(
                             "full_key",
                             set="full_attention",
                             steady=("default", "linear", "llama3", "yarn", "proportional"),
+                            unlisted=UNLISTED,
                         ),
                         roles=("full_q", "full_k", "full_v"),
                     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from growformer.algebra import Factor
+from growformer.algebra import Factor, Lift
 from growformer.errors import SourceError
 from growformer.planning import Plan, TensorPlan
 from growformer.planning.plan import Block
@@ -87,7 +87,7 @@ def approximate(plan: Plan) -> dict[str, str]:
     A writer of a carried mean shares its gradient with the mean's channels, and a writer of copies with its copies, in
     parts that no moment of the source tells (by the weights of what reads them, or through a norm over all of them).
     """
-    copied = {t.source for t in plan.tensors for d in t.dims for r in d.runs if r.old is not None and r.back is None}
+    copied = {t.source for t in plan.tensors for dim in t.dims if _copies(dim)}
     out = {}
     for tensor in plan.tensors:
         if tensor.source is None:
@@ -97,3 +97,10 @@ def approximate(plan: Plan) -> dict[str, str]:
         elif tensor.source in copied:
             out[tensor.name] = "its channels are copied, and the copies take a part of their gradient"
     return out
+
+
+def _copies(dim: Lift) -> bool:
+    """Whether it writes some old channel several times: copies that R leaves out, or reads a part of each."""
+    runs = [run for run in dim.runs if run.old is not None and not run.mean]
+    again = [run.old for run in runs if run.share is None]
+    return any(run.back is None for run in runs) or len(again) > len(set(again))

@@ -234,6 +234,10 @@ def _by_name(
         run = _run_at(port(family, growth, atom, index) if atom else growth.at(axis, index).lift, index[axis])
         if not dims or (run.factor, run.back, run.share) == (ONE, ONE, None):
             continue
+        if growth.at(axis, index).split:
+            if atom is None:
+                continue  # a slice weighs 1/m and counts m times: what writes its units has their gradient whole
+            run = replace(run, back=run.factor.inverse)
         part = replace(run, factor=run.factor if atom else ONE)
         runs = (r if r.new else _within(r, part) for r in dims[0].runs)
         dims = [Lift(dims[0].old, tuple(runs)), *dims[1:]]

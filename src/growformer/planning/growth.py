@@ -34,11 +34,14 @@ class AxisGrowth:
         kept: for an index axis of layers that end in a norm on the stream, the gain of the norms that give their own
             gain and shift away to a new layer (see `planning.migrate`); None elsewhere.
         whole: its copies are all read, each by all that read the old channel, for what weighs them adds up to one.
-        split: of copies that are heard: how the readers share.
+        shares: of copies that are heard: how the readers share.
         donors: for each new channel, the old one whose entries the open side starts from; empty: it is drawn. Of an
             index axis of layers: for each target layer, the one whose tensors a new layer starts from.
         ahead: copies are written by the next layer's tensors.
         changes: why the grown model computes another function, in one sentence; empty where it does not.
+        split: its copies are all read, each by a slice of what read the old channel, times as many as there are.
+        sliced: (index axis, m): the m copies of each channel of that axis have a slice of these channels each, in
+            order; the lift is that of all slices together. None: they have them all.
     """
 
     axis: str
@@ -52,10 +55,12 @@ class AxisGrowth:
     barred: bool = False
     kept: Factor | None = None
     whole: bool = False
-    split: Split = HALVES
+    shares: Split = HALVES
     donors: tuple[int, ...] = ()
     ahead: bool = False
     changes: str = ""
+    split: bool = False
+    sliced: tuple[str, int] | None = None
 
     @property
     def old(self) -> int:
@@ -63,11 +68,11 @@ class AxisGrowth:
 
     @property
     def new(self) -> int:
-        return self.lift.new
+        return self.lift.new // (self.sliced[1] if self.sliced is not None else 1)
 
     @property
     def is_identity(self) -> bool:
-        return self.lift.is_identity and self.scale == ONE
+        return self.lift.is_identity and self.scale == ONE and self.sliced is None
 
     @cached_property
     def sources(self) -> list[int | None]:
@@ -179,10 +184,17 @@ class Growth:
         while True:
             found = self.axes.get((axis, scope))
             if found is not None:
-                return found
+                return self._slice(found, index or {})
             if not scope:
                 raise KeyError(f"axis {axis} has no size here")
             scope = scope[:-1]
+
+    def _slice(self, axis: AxisGrowth, index: Mapping[str, int]) -> AxisGrowth:
+        """What a copy has of an axis of which each has a slice."""
+        if axis.sliced is None or axis.sliced[0] not in index:
+            return axis
+        copy = index[axis.sliced[0]] // self.at(axis.sliced[0]).old
+        return replace(axis, lift=Lift(axis.old, (Run(axis.new, copy * axis.new),)), sliced=None)
 
     def __iter__(self) -> Iterator[AxisGrowth]:
         return iter(self.axes.values())

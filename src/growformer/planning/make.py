@@ -191,7 +191,8 @@ def _plain(layers_at: Sequence[int] | Mapping[str, Sequence[int]]) -> Any:
 def axes_json(growth: Growth) -> dict[str, Any]:
     """For each axis, its lift with left inverse, its scale and its closed side: all that a certificate may be told.
 
-    Of layers that end in a norm on the stream, also the gain that norms keep which gave theirs to a new layer.
+    Of layers that end in a norm on the stream, also the gain that norms keep which gave theirs to a new layer; of a
+    width that experts share out among their slices, how many these are, and the lift of all of them together.
     """
     out: dict[str, Any] = {}
     for axis in growth:
@@ -204,6 +205,8 @@ def axes_json(growth: Growth) -> dict[str, Any]:
             "closed": axis.closed,
             "dead": axis.dead,
         } | ({"barred": True} if axis.barred else {})
+        if axis.sliced is not None:
+            out[name]["slices"] = axis.sliced[1]
         if axis.kept is not None:
             out[name]["kept"] = str(axis.kept.square)
     return out

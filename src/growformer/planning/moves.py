@@ -30,6 +30,7 @@ class Sizing:
         fields: new values by config field.
         moved: in words, what changes though nobody asked.
         blocks: in how many groups of old experts, one after the other, barred ones stand; 1: behind all; 0: nowhere.
+        slices: in how many slices every expert is split; 1: in none.
     """
 
     family: Family
@@ -40,6 +41,7 @@ class Sizing:
     fields: dict[str, int]
     moved: list[str]
     blocks: int = 0
+    slices: int = 1
 
     def put(self, name: str, value: int) -> None:
         """Write a config field, and the size of every axis that it is."""
@@ -96,10 +98,12 @@ def move_experts(z: Sizing) -> None:
     name, was, now = field(z.family, experts.axis), z.old[experts.axis], z.new[experts.axis]
     odd = {switch: value for switch, value in experts.requires.items() if lookup(z.config, switch) != value}
     if now % was == 0 and not odd:
+        how = f"every expert is split into {z.slices}" if z.slices > 1 else f"every expert is there {now // was} times"
         for count in (experts.chosen, *experts.groups):
             value = int(lookup(z.config, count))
             z.fields[count] = value * (now // was)
-            z.moved.append(f"{count} {value} -> {z.fields[count]}: every expert is there {now // was} times")
+            if count not in z.asked:
+                z.moved.append(f"{count} {value} -> {z.fields[count]}: {how}")
     elif z.family.odds(experts.axis):
         _bar_experts(z, experts, name, was, now)
     elif now % was:

@@ -64,7 +64,7 @@ def picker(method: Method, family: Family, axis: str, seed: int) -> Pick:
 def copied_growth(axis: str, lift: Lift, closed: Side, way: Way) -> AxisGrowth:
     """Copies that are all read, each by its share of what read the old channel."""
     said = f"{axis} {lift.old} -> {lift.new}: what writes the copies comes from the next layer" if way.ahead else ""
-    return AxisGrowth(axis, lift, closed, heard=True, split=way.split, ahead=way.ahead, changes=said)
+    return AxisGrowth(axis, lift, closed, heard=True, shares=way.split, ahead=way.ahead, changes=said)
 
 
 def stacked_growth(

@@ -43,7 +43,7 @@ def _write(family: Family, growth: Growth, axis: AxisGrowth, atom: Atom, index: 
         # Of the two sides of the dot product, the key projection is the one that reads (arXiv 2308.06103, eq. 17-19).
         demand = score_demand(growth, attention, index)
         if axis.heard:
-            return shared(axis.lift, axis.split, demand)
+            return shared(axis.lift, axis.shares, demand)
         return axis.facing(axis.normed.times(demand), "readers")
     lift = axis.lift.times(axis.scale * power(family, axis, atom.role))
     if axis.closed == "writers" and _open_writer(family, atom):
@@ -76,9 +76,11 @@ def _read(family: Family, axis: AxisGrowth, role: str | None) -> Lift:
     if axis.heard:
         # Experts are weighed by their router, which a copy shares: each copy's weights count for 1/m only.
         routed = family.experts is not None and axis.axis == family.experts.axis
-        return shared(axis.lift, axis.split, Factor.of(axis.new, axis.old) if routed else ONE)
+        return shared(axis.lift, axis.shares, Factor.of(axis.new, axis.old) if routed else ONE)
     if axis.whole:
         return axis.lift
+    if axis.split:
+        return axis.lift.times(Factor.of(axis.new, axis.old))
     named = family.norms.get(role or "")  # a reader may say which of several norms it follows
     norm = None if role == RAW else named if named and named.axis == axis.axis else family.norm_over(axis.axis)
     if norm is None:

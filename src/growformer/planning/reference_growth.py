@@ -255,7 +255,7 @@ def _hidden(old: int, new: int, method: Method) -> AxisGrowth:
         if new % old:
             raise RequestError(f"hidden={new}: a norm reads it, so only whole copies of its {old} channels are exact")
         lift = copies(old, [*range(old)] * (new // old), way.split)
-        return AxisGrowth("hidden", lift, "writers", heard=True, split=way.split)
+        return AxisGrowth("hidden", lift, "writers", heard=True, shares=way.split)
     grown = stream_growth("hidden", old, new, mean=False)
     return grown if way.fill == "normal" else replace(grown, donors=tuple(j % old for j in range(new - old)))
 

@@ -31,6 +31,7 @@ from growformer.planning.moves import Refused, field, up
 from growformer.planning.picks import Pick, copied_growth, picker, stacked_growth, way_of
 from growformer.planning.rotary import pair_places
 from growformer.planning.sizes import Sizes
+from growformer.planning.split import split_growth
 
 
 def spread(old: int, new: int, barred: Collection[int] = ()) -> list[int]:
@@ -248,6 +249,8 @@ def resolve_growth(
         mine = [a for a in (attention.heads, attention.kv_heads) if a is not None]
         way = way_of(method, family, mine[0]) if any(old[a] != new[a] for a in mine) else Way()
         axes |= {a.axis: a for a in heads_growth(family, attention, old, new, way, picks[mine[0]])}
+    if sizes.split is not None and family.experts is not None:
+        axes |= {axis.axis: axis for axis in split_growth(family.experts, old, *sizes.split)}
     normed = {norm.axis for norm in family.norms.values()}
     for axis in family.axes:
         was, now = old[axis], new[axis]

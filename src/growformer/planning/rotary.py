@@ -147,6 +147,10 @@ def check_way(rotary: Rotary, way: str, name: str, old: int, new: int, sets: Map
     Raises:
         RequestError: naming the rope type, or the nearest size that works.
     """
+    if way == "longrope" and rotary.unlisted:
+        raise RequestError(
+            f"rope='longrope': {name} {old} -> {new}: {rotary.unlisted}; rope='theta' (the default) needs no list"
+        )
     known = [kind for kind in TYPES[way] if kind in rotary.steady]
     for part, rope in sets.items():
         kind = rope.get("rope_type", "default")

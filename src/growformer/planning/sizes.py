@@ -25,6 +25,7 @@ from growformer.planning.moves import (
     up,
 )
 from growformer.planning.rotary import check_way, ropes, widest
+from growformer.planning.split import check_taken, move_slices, slices_of, split_axis, taken
 
 MOST_CHANNELS, MOST_LAYERS = 2**18, 2**12
 """What is larger is a slip of the hand (published models stay below half of it), and its plan would take minutes."""
@@ -45,6 +46,7 @@ class Sizes:
         moved: in words, what changes though nobody asked.
         blocks: see `Sizing`.
         chosen: how many experts a token takes, where they stand under a new router; None: the router stays.
+        split: the axis of the experts' width, and in how many slices it is split; None: it is not.
     """
 
     old: Mapping[str, int]
@@ -53,6 +55,7 @@ class Sizes:
     moved: tuple[str, ...]
     blocks: int = 0
     chosen: int | None = None
+    split: tuple[str, int] | None = None
 
 
 def size_of(size: Size, config: Mapping[str, Any]) -> int:
@@ -98,7 +101,7 @@ def read_request(family: Family, request: Mapping[str, Any], also: Sequence[str]
     Args:
         family: the model family.
         request: values by config field, or by an older name of one.
-        also: fields that may be asked for beside those it grows by.
+        also: fields that may be asked for beside those it grows by, and those that count the experts of a token.
 
     Returns:
         Whole numbers by config field.
@@ -112,7 +115,7 @@ def read_request(family: Family, request: Mapping[str, Any], also: Sequence[str]
     out: dict[str, int] = {}
     for said, value in request.items():
         key = alias if (alias := family.aliases.get(said)) in names else said
-        if key not in names and key not in also:
+        if key not in (*names, *taken(family), *also):
             raise RequestError(_unknown(family, key, names))
         if key in out:
             older = next(name for name, meant in family.aliases.items() if meant == key)
@@ -199,11 +202,13 @@ def _resolve(
     old = {axis: size_of(size, config) for axis, size in family.axes.items()}
     _check_source(family, config, old)
     new = dict(old)
+    slices = slices_of(family, config, asked, old) if chosen is None else 1
+    narrower = split_axis(family, asked, old) if slices > 1 else ""
     fields: dict[str, int] = {}
     for axis, size in family.axes.items():
         if isinstance(size, Field):
             fields[size.name] = new[axis] = asked.get(size.name, old[axis])
-            if new[axis] < old[axis]:
+            if new[axis] < old[axis] and axis != narrower:
                 raise RequestError(
                     f"{size.name}={new[axis]} is smaller than the source's {old[axis]}; growing never takes away"
                 )
@@ -212,14 +217,16 @@ def _resolve(
         elif isinstance(size, Times) and isinstance(size.times, str):
             fields[size.times] = asked.get(size.times, int(lookup(config, size.times)))
     moved: list[str] = []
-    sizing = Sizing(family, config, dict(asked), old, new, fields, moved)
+    sizing = Sizing(family, config, dict(asked), old, new, fields, moved, slices=slices)
     move_groups(sizing)
     for attention in family.attentions:
         move_kv_heads(sizing, attention)
     move_ratios(sizing)
+    move_slices(sizing)
     move_times(sizing)
     if chosen is None:
         move_experts(sizing)
+        check_taken(sizing)
     elif family.experts is not None:
         fields[family.experts.chosen] = chosen
     asked = sizing.asked
@@ -244,7 +251,8 @@ def _resolve(
         _check_turned(family, old, new, choices.rope)
     if choices.new_tokens == "closed":
         _check_closed(family, old, new)
-    return Sizes(old, new, fields, tuple(dict.fromkeys(moved)), sizing.blocks, chosen)
+    split = (narrower, slices) if narrower else None
+    return Sizes(old, new, fields, tuple(dict.fromkeys(moved)), sizing.blocks, chosen, split)
 
 
 def _most(family: Family, axis: str) -> int:

@@ -33,6 +33,8 @@ class Axis:
         closed: the side whose new entries are zero.
         barred: no softmax or top-k over the axis chooses a new channel, whatever it holds, for its bias is too low.
         partner: where new channels stand in pairs, [new] the other of the pair, or NONE.
+        slices: how many copies of an expert share the axis out among them, a slice of neighbours each; the lift is that
+            of all slices, one after the other. 1: it is one axis.
     """
 
     name: str
@@ -52,6 +54,13 @@ class Axis:
         """[new] Whether a channel is new and, where new ones stand in pairs, has no partner."""
         single = self.source == NONE
         return single if self.partner is None else single & (self.partner == NONE)
+
+    slices: int = 1
+
+    @property
+    def size(self) -> int:
+        """How many channels the config gives it: those of one slice."""
+        return self.new // self.slices
 
     @property
     def reached(self) -> Tensor:
@@ -86,6 +95,8 @@ class Axis:
 
     @property
     def is_identity(self) -> bool:
+        if self.slices != 1:
+            return False
         return self.old == self.new and self.plain and torch.equal(self.source, torch.arange(self.new))
 
     def read_at(self) -> list[list[int]]:
@@ -134,6 +145,10 @@ class Axis:
         """
         old, new, closed = int(told["old"]), int(told["new"]), str(told.get("closed", "writers"))
         scale = Fraction(told.get("scale", "1"))
+        slices = told.get("slices", 1)
+        if not isinstance(slices, int) or isinstance(slices, bool) or slices < 1:
+            raise ValueError(f"{slices!r} slices make no sense")
+        new *= slices
         if scale <= 0 or closed not in ("writers", "readers", "pairs"):
             raise ValueError(f"scale {scale} and closed side {closed!r} make no sense")
         source: list[int] = []
@@ -176,6 +191,7 @@ class Axis:
             closed,
             told.get("barred") is True,
             _partners(told["lift"], source) if closed == "pairs" else None,
+            slices,
         )
         axis._check_inverse()
         return axis
@@ -237,6 +253,8 @@ def read_axes(
             continue
         if name not in family.layers:
             axes[name] = axis
+        elif axis.slices != 1:
+            problems.append(f"axis {name}: in {axis.slices} slices, which layers never are")
         elif name in told and [None if i < 0 else i for i in axis.source.tolist()] != list(layers[name]):
             problems.append(f"axis {name}: its lift and the layer map {list(layers[name])} disagree")
     return axes, problems

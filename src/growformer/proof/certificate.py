@@ -30,6 +30,7 @@ from growformer.proof.mirrors import check_inside, check_pairs, inside
 from growformer.proof.origin import Origin
 from growformer.proof.places import Places, Where, atom_places, dim_places
 from growformer.proof.reading import DictTensors, FileTensors
+from growformer.proof.slices import slice_number
 from growformer.proof.spans import Spans
 
 __all__ = ["Certificate", "DictTensors", "FileTensors", "LayerMap", "Placed", "Sides", "Tensors", "certify"]
@@ -90,7 +91,7 @@ class Sides:
             target_config = origin.filled(target_config)
         self.family = family = family.of(full)
         self.source, self.target, self.origin = source, target, origin
-        self._places: dict[tuple[str, tuple[int, ...], bool, Factor], tuple[list[Places], Spans | None]] = {}
+        self._places: dict[tuple[str, tuple[int, ...], bool, Factor, int], tuple[list[Places], Spans | None]] = {}
         self._lock = threading.Lock()
         bare = bool(family.prefix) and not any(name.startswith(family.prefix) for name in source.names)
         self.prefix = family.prefix if bare else ""
@@ -114,7 +115,7 @@ class Sides:
         self.failures += problems
         if set(family.axes) - set(family.layers) - set(told) or named or odd or unfit:
             return
-        sizes = {name: (axis.old, axis.new) for name, axis in told.items()}
+        sizes = {name: (axis.old, axis.size) for name, axis in told.items()}
         sizes |= {axis: (len(at) - list(at).count(None), len(at)) for axis, at in self.layers.items()}
         self.failures += check_sizes(family, sizes, source_config, target_config, full)
         lifted = {axis: Axis.of_layers(axis, at) for axis, at in self.layers.items()}
@@ -226,16 +227,30 @@ class Sides:
         if len(shape) != len(dims):
             raise ValueError(f"shape {list(shape)}; required {len(dims)} dims, as {tensor.pattern.text!r}")
         wild = [n if d.atom is not None and d.atom.axis == WILD else 0 for d, n in zip(dims, shape, strict=True)]
-        key = (tensor.at.text, tuple(wild), last := self.last(tensor), split)
+        key = (tensor.at.text, tuple(wild), last := self.last(tensor), split, number := self.slice_of(tensor))
         with self._lock:
             if key not in self._places:
-                where = Where(tensor.at, last, split)
+                where = Where(tensor.at, last, split, number)
                 places = [
                     dim_places(dim, lambda atom, size=size: atom_places(facts, atom, where, size))  # type: ignore[misc]
                     for dim, size in zip(dims, wild, strict=True)
                 ]
+                if self.parts(tensor):
+                    places[0] = places[0].times(Factor.of(facts.split))
                 self._places[key] = places, None if self.offset(tensor) or not places else Spans.of(places)
             return self._places[key]
+
+    def slice_of(self, tensor: Placed) -> int:
+        """Which slice of the experts' width a target tensor has; 0 where there is one alone."""
+        facts, experts = self.facts, self.family.experts
+        if facts is None or experts is None or facts.split == 1 or experts.axis not in tensor.index:
+            return 0
+        return slice_number(facts.axes[experts.axis], tensor.index[experts.axis])
+
+    def parts(self, tensor: Placed) -> bool:
+        """Whether a target tensor is what reads one of an expert's slices, and counts for all of them."""
+        experts = self.family.experts
+        return self.facts is not None and self.facts.split > 1 and experts is not None and tensor.reads(experts.axis)
 
     def stacked(self, tensor: Placed, places: Sequence[Places]) -> list[Places]:
         """The places of all copies of a tensor, stacked along a last dim: together they are the source's."""

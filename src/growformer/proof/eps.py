@@ -17,14 +17,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal
 
 from growformer.algebra.family import Family
 from growformer.algebra.sizes import lookup
 from growformer.errors import UncheckedError
 from growformer.proof.handing import LayerMap, Stack, handed, kept_gains
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["MULTIPLE", "EpsEffect", "Passing", "passings", "worst_move"]
 
@@ -57,6 +58,8 @@ class Passing:
 
     def move(self, v: torch.Tensor) -> torch.Tensor:
         """|s - 1|: how far the output of this norm moves, as a part of itself; none where nothing varies."""
+        import torch
+
         d = self.eps / self.kept**2
         square = (v + self.eps) / (v * self._sum(d) + d**self.after * (v + self.eps))
         return torch.where(v > 0, (square.sqrt() - 1).abs(), 0.0)
@@ -121,6 +124,8 @@ class EpsEffect:
             found.register_forward_pre_hook(self._hook(norm))
 
     def _hook(self, norm: Passing) -> Any:
+        import torch
+
         def scale(module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             stored, x = args[0].dtype, args[0].double()
             x = x - x.mean(-1, keepdim=True) if norm.kind == "layer" else x
@@ -137,4 +142,6 @@ class EpsEffect:
 
 def worst_move(effect: EpsEffect) -> float:
     """How far eps moves any token at any of the norms, as a part of itself."""
+    import torch
+
     return float(torch.tensor(list(effect.moved.values()), dtype=torch.float64).max()) if effect.moved else 0.0

@@ -11,6 +11,7 @@ from growformer.algebra.pattern import Atom, NamePattern, TensorPattern
 from growformer.proof.attending import Attending
 from growformer.proof.axes import Axis
 from growformer.proof.norms import Norms
+from growformer.proof.slices import check_slices, slices_of
 
 
 @dataclass
@@ -34,7 +35,9 @@ class Facts:
     def __post_init__(self) -> None:
         self.norms = Norms(self.family, self.axes, self.tied)
         self.attending = Attending(self.family, self.axes, self.norms)
-        self.problems += [*self.norms.problems, *self.attending.problems]
+        self.problems += [*self.norms.problems, *self.attending.problems, *check_slices(self.family, self.axes)]
+        if self.split > 1 and self.routed:
+            self.problems.append("experts under a new router are whole copies; slices of them are not covered")
         for axis in self.axes.values():
             if axis.barred:
                 self._barred(axis)
@@ -48,18 +51,25 @@ class Facts:
         """Whether new channels of some axis stand in pairs."""
         return any(axis.partner is not None for axis in self.axes.values())
 
+    @property
+    def split(self) -> int:
+        """In how many slices every expert is split; 1: in none."""
+        return slices_of(self.axes)
+
     def whole(self, axis: str) -> bool:
         """Whether each copy of a channel is read by all that read it: what weighs the copies adds up to one."""
-        return self.routed and self.family.experts is not None and axis == self.family.experts.axis
+        return self.routed and self.routes(axis)
+
+    def routes(self, axis: str) -> bool:
+        """Whether a router chooses among the channels of an axis."""
+        return self.family.experts is not None and axis == self.family.experts.axis
 
     def share(self, axis: str) -> Factor:
         """What the weights of all copies that read a channel of `axis` add up to, as a multiple of the source's.
 
         Experts are weighed by their router, and each of m copies gets 1/m of the weight.
         """
-        experts = self.family.experts
-        routed = experts is not None and axis == experts.axis
-        return Factor.of(self.axes[axis].times or 1) if routed else ONE
+        return Factor.of(self.axes[axis].times or 1) if self.routes(axis) else ONE
 
     def scales(self, atom: Atom) -> bool:
         """Whether an atom is a gain that is no norm's: it scales an axis channel by channel (LayerScale)."""

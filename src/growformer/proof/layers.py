@@ -43,6 +43,10 @@ class Placed:
         named = self.at.axes
         return [d for d in self.pattern.dims if not (d.atom is not None and d.atom.index and d.atom.axis in named)]
 
+    def reads(self, axis: str) -> bool:
+        """Whether its name holds the axis, and it is one of those that are added up along it."""
+        return axis in self.at.axes and self.atom(axis).stand == "read"
+
     def atom(self, axis: str) -> Atom:
         """How the tensor stands to an axis that its name holds: as the pattern says in brackets, or as a writer."""
         found = [atom for atom in self.pattern.atoms() if atom.index and atom.axis == axis]
@@ -212,7 +216,8 @@ class Names:
             whole = Places.whole(size)
             return [(i, None if at is None else whole) for i, at in pairs]
         places = atom_places(self._facts, old.atom(axis), Where(old.at))
-        if any(factor != places.factors[0] for factor in places.factors) or not (places.sums or places.simple):
+        uneven = any(factor != places.factors[0] for factor in places.factors)
+        if uneven or not (places.sums or places.simple or self._facts.split > 1):
             raise ValueError(f"axis {axis}: its coefficients stand in the names of tensors; not covered")
         sources = [0 if source < 0 else source for source in places.source.tolist()]  # a new one is like the first
         return [(j, places) for j, source in enumerate(sources) if source == value]

@@ -30,11 +30,13 @@ class Where:
         at: its name.
         last: it stands in the last of its layers, or in none.
         split: what the old gains of queries, or of keys, are multiplied by, for the two factors have one product only.
+        part: which slice of an axis that experts share out among their copies is this one's.
     """
 
     at: NamePattern
     last: bool = True
     split: Factor = ONE
+    part: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,15 @@ class Places:
         cut = (x[rows] for x in (self.source, self.state, self.factor, self.equation, self.weight, self.pull))
         source, state, factor, equation, weight, pull = cut
         return Places(self.old, source, state, self.factors, factor, equation, weight, pull)
+
+    def sliced(self, number: int, size: int) -> Places:
+        """The places of one of several slices of so many neighbours; no equation is of two of them."""
+        mine = self.cut(slice(number * size, (number + 1) * size))
+        return replace(mine, equation=torch.where(mine.equation == NONE, NONE, mine.equation - number * size))
+
+    def times(self, factor: Factor) -> Places:
+        """The same places, every source entry multiplied by one more factor."""
+        return replace(self, factors=tuple(f * factor for f in self.factors), pull=self.pull / float(factor))
 
     def of(self, old: int) -> Places:
         """The places of what comes from one old index alone, as a dim of its own."""
@@ -154,7 +165,8 @@ def atom_places(facts: Facts, atom: Atom, where: Where, wild: int = 0) -> Places
     axis = facts.axes[atom.axis]
     if axis.name in OUTSIDE or axis.barred:
         return _places(axis, (ONE,), _ones(axis), False, OPEN)
-    return _BY_STAND[atom.stand](facts, axis, atom, where)
+    found = _BY_STAND[atom.stand](facts, axis, atom, where)
+    return found if axis.slices == 1 else found.sliced(where.part, axis.size)
 
 
 def _write(facts: Facts, axis: Axis, atom: Atom, where: Where) -> Places:
@@ -177,6 +189,9 @@ def _read(facts: Facts, axis: Axis, atom: Atom, where: Where) -> Places:
         raise ValueError(f"axis {axis.name}: a mean is carried past a reader that is no norm")
     if facts.whole(axis.name):
         return _places(axis, (ONE,), floats(axis.backs), False, REACHED)
+    if facts.split > 1 and facts.routes(axis.name):
+        # Each copy is weighed by a part of what the expert was, and none of them is added up with another's weights.
+        return _places(axis, (Factor.of(facts.split),), _ones(axis) / facts.split, False, REACHED)
     take = facts.norms.taken(axis.name, where.at, atom.role) * facts.share(axis.name)
     shut = axis.closed == "readers" or facts.attending.sharing(axis.name)
     places = _reads(axis, take, shut and facts.family.norm_over(axis.name) is None, OPEN)

@@ -48,10 +48,15 @@ class PulledBack:
         self._splits: dict[str, Factor] = {}
         for layer in self._sides.pairs(tensors):
             self._splits |= {name: factor for name, (factor, _) in self._sides.check_qk(layer).items()}
+        facts, experts = self._sides.facts, self._sides.family.experts
+        split = experts.axis if experts is not None and facts is not None and facts.split > 1 else None
+        self._slices: dict[str, list[Placed]] = {}
         self._of: dict[str, Placed] = {}
         for tensor in tensors.values():  # of copies, the first
             if tensor.source is not None:
                 self._of.setdefault(tensor.source, tensor)
+                if split in tensor.index:
+                    self._slices.setdefault(tensor.source, []).append(tensor)
 
     @property
     def names(self) -> list[str]:
@@ -64,7 +69,11 @@ class PulledBack:
         return torch.float64
 
     def read(self, name: str, rows: slice | None = None) -> Tensor:
-        tensor = self._of[name]
+        if name in self._slices:  # each holds other channels of it, and nothing of the rest
+            return torch.stack([self._read(tensor, rows) for tensor in self._slices[name]]).sum(0)
+        return self._read(self._of[name], rows)
+
+    def _read(self, tensor: Placed, rows: slice | None) -> Tensor:
         sides, offset = self._sides, self._sides.offset(tensor)
         places = sides.places(tensor, self._splits.get(tensor.name, ONE))
         if len(tensor.copies) < 2:

@@ -35,12 +35,19 @@ def inseparable(facts: Facts, tensors: Sequence[Placed], target: Tensors) -> dic
         shared = axis.name in facts.family.streams
         first = _firsts(axis)
         alike: dict[tuple[tuple[str, int], ...], Tensor] = {}
+        named = {(t.at.text, *t.index.items()): t.name for t in tensors if axis.name in t.index}
         for tensor in tensors:
             layer = () if shared else tuple((a, i) for a, i in tensor.index.items() if a in facts.layers)
             for place in _places(tensor.dims, axis.name):
                 held = alike.setdefault(layer, first != NONE)
                 if bool(held.any()) and not together:
                     held &= _equal(_view(target.read(tensor.name), tensor.dims, place, facts), first)
+            j = tensor.index.get(axis.name)
+            held = alike.setdefault(layer, first != NONE)
+            if j is not None and bool(held[j]) and not together:
+                other = {**tensor.index, axis.name: int(first[j])}
+                name = named[tensor.at.text, *other.items()]
+                held[j] = torch.equal(target.read(tensor.name), target.read(name))
         found = sum(int(held.sum()) for held in alike.values())
         out[axis.name] = (found, axis.new * len(alike))
     return {name: counts for name, counts in out.items() if counts[0]}
@@ -52,6 +59,8 @@ def _turned(facts: Facts, tensors: Sequence[Placed], target: Tensors) -> bool:
     A model beside itself has no two channels that all tensors treat alike, and two halves that learn the same.
     """
     turns = {axis.name: _turn(axis) for axis in facts.axes.values() if axis.copied}
+    if any(axis in turns for tensor in tensors for axis in tensor.index):
+        return False  # which tensor takes whose place is not worked out
     for tensor in tensors:
         value = target.read(tensor.name)
         moved = value
@@ -80,7 +89,7 @@ def _order(dim: Dim, turns: Mapping[str, Tensor], facts: Facts) -> Tensor:
         axis = dim.atom.axis
         if isinstance(axis, int):
             return torch.arange(axis)
-        return turns[axis] if axis in turns else torch.arange(facts.axes[axis].new)
+        return turns[axis] if axis in turns else torch.arange(facts.axes[axis].size)
     parts = [_order(part, turns, facts) for part in dim.parts]
     out = parts[-1]
     for part in reversed(parts[:-1]):
@@ -125,7 +134,7 @@ def _view(tensor: Tensor, dims: Sequence[Dim], place: tuple[int, ...], facts: Fa
     """The tensor with the axis at `place` as its first dim, on its own."""
 
     def size(atom: Atom) -> int:
-        return atom.axis if isinstance(atom.axis, int) else facts.axes[atom.axis].new
+        return atom.axis if isinstance(atom.axis, int) else facts.axes[atom.axis].size
 
     d, *path = place
     view, dim = tensor.movedim(d, 0), dims[d]

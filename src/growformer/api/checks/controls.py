@@ -51,7 +51,7 @@ def broken_folders(family: Family, plan: Plan, out: Path, root: Path) -> Iterato
 
 def broken_choices(family: Family, plan: Plan, out: Path, root: Path) -> Iterator[Broken]:
     """The same for a growth that had something chosen: only what that choice rests on is broken."""
-    tampers = [*_rope(plan), *_barred(family, plan)]
+    tampers = [*_rope(plan), *_barred(family, plan), *_slices(family, plan)]
     if plan.request.get("rope") is not None:
         tampers += [tamper for tamper in _swaps(family, plan, out) if "rotary" in tamper[0]]
     yield from _made(tampers, out, root)
@@ -202,6 +202,36 @@ def _barred(family: Family, plan: Plan) -> Iterator[_Tamper]:
 
         yield f"new channels of {odds[0].axis} are not barred", tensor.name, _tensor(tensor.name, let)
         return
+
+
+def _slices(family: Family, plan: Plan) -> Iterator[_Tamper]:
+    """Of the experts that are split in one layer: a slice twice, one that counts once, a row of another's."""
+    many = max(int(told.get("slices", 1)) for told in plan.axes.values())
+    if family.experts is None or many == 1:
+        return
+    axis, prefix, copies = family.experts.axis, _prefix(family, plan), int(plan.axes[family.experts.axis]["old"])
+    found = [(t, *family.find(family.full_name(t.name, prefix))) for t in plan.tensors]
+    layer = next({k: v for k, v in index.items() if k != axis} for _, _, _, index in found if axis in index)
+    here = [(t, at, pattern, index) for t, at, pattern, index in found if layer.items() <= index.items()]
+    of = {t.name: at.format({**index, axis: copies}).removeprefix(prefix) for t, at, _, index in here if axis in index}
+    first = {t.name: of[t.name] for t, _, _, index in here if index.get(axis) == 0}
+    down = [t.name for t, _, _, index in here if axis in index and t.dims[0].runs[0].factor != ONE]
+    rows = [t.name for t, _, p, index in here if axis not in index and p.dims[0].atom and p.dims[0].atom.axis == axis]
+
+    def twice(tensors: dict[str, torch.Tensor]) -> None:
+        tensors.update({other: tensors[name].clone() for name, other in first.items()})
+
+    def once(tensors: dict[str, torch.Tensor]) -> None:
+        tensors.update({name: tensors[name] / many for name in down})
+
+    def another(tensors: dict[str, torch.Tensor]) -> None:
+        for name in rows:
+            tensors[name][copies] = tensors[name][1]
+
+    where = f"{axis} 0 and {copies} of {', '.join(f'{k} {v}' for k, v in layer.items())}"
+    yield "an expert has one slice twice", where, lambda folder: _rewrite(folder, twice)
+    yield "what slices give is not multiplied", ", ".join(down[:1]), lambda folder: _rewrite(folder, once)
+    yield "a slice is chosen by another expert's row", ", ".join(rows), lambda folder: _rewrite(folder, another)
 
 
 def _left_behind(family: Family, plan: Plan) -> Iterator[_Tamper]:

@@ -9,6 +9,7 @@ from growformer.algebra import Family, NamePattern
 from growformer.api.checks.requests import Asked, Planner
 from growformer.errors import GrowformerError
 from growformer.planning.choices import ROPES, Choices
+from growformer.planning.split import inner_axes
 
 TITLE = "opt-in: "
 """What the names of these growths begin with."""
@@ -34,6 +35,7 @@ def opt_ins(planner: Planner, asked: list[Asked]) -> Iterator[OptIn]:
     for way in ROPES:
         if way != Choices().rope:
             yield from _rope(planner, asked, way)
+    yield from _split(planner, asked)
     experts = planner.family.experts
     for one in asked:
         if experts is not None and experts.axis in one.axes and _has(planner, experts.axis):
@@ -58,6 +60,22 @@ def _rope(planner: Planner, asked: list[Asked], way: str) -> Iterator[OptIn]:
             if not dead:
                 yield OptIn(f"{TITLE}{one.field}, rope={way}", {one.field: size}, choices)
                 return
+
+
+def _split(planner: Planner, asked: list[Asked]) -> Iterator[OptIn]:
+    """Experts split into as few slices as their width can be."""
+    experts, inner = planner.family.experts, inner_axes(planner.family)
+    for many in asked:
+        for wide in asked if experts is not None and experts.axis in many.axes else ():
+            times = next((n for n in range(2, wide.old + 1) if wide.old % n == 0), 0)
+            request = {many.field: times * many.old, wide.field: wide.old // max(times, 1)}
+            if not times or not set(inner) & set(wide.axes):
+                continue
+            try:
+                planner.glance(request)
+            except GrowformerError:
+                continue
+            yield OptIn(f"{TITLE}{many.field}, experts split", request)
 
 
 def _has(planner: Planner, axis: str) -> bool:
