@@ -206,7 +206,7 @@ def _gain(family: Family, growth: Growth, axis: AxisGrowth, role: str | None, in
 def _dual(lift: Lift) -> Lift:
     """What a reader does: it takes R where a writer takes E."""
     runs = tuple(
-        Run(run.count, None, back=None)
+        Run(run.count, None, back=None, mirror=run.mirror)
         if run.old is None or run.back is None
         else replace(run, factor=run.back, back=run.factor)
         for run in lift.runs
