@@ -9,10 +9,9 @@ import torch
 import growformer as gf
 from growformer.api.planned import on_disk
 from growformer.checkpoint.layout import layout_of
-from growformer.optim.dual import approximate, grow_moments
+from growformer.optim.dual import approximate, box, grow_moments, has_past
 from growformer.planning import Plan, apply
 from growformer.proof.bar import BAR
-from growformer.proof.claim_alive import new_entries
 from growformer.proof.float64 import build64_from, true_float64
 from tests.training.live_kit import GROWTHS, batch, model
 
@@ -55,10 +54,18 @@ def grown(kind: str, axis: str) -> tuple[Plan, dict[str, torch.Tensor], dict[str
     return plan, grow_moments(plan, old, 1), gradients(plan.target_config, apply(plan, tensors))
 
 
+def past(plan: Plan, name: str) -> torch.Tensor:
+    """Which entries of a target tensor continue what the source learned, copies that R reads among them."""
+    mask = torch.zeros(plan.by_name[name].shape, dtype=torch.bool)
+    for block in plan.by_name[name].blocks():
+        mask[box(block)] = has_past(block)
+    return mask
+
+
 def apart(plan: Plan, carried: dict[str, torch.Tensor], true: dict[str, torch.Tensor]) -> dict[str, float]:
     """For each tensor the largest difference at old entries, relative to the largest old entry of all."""
-    new = new_entries(plan)
-    old = {name: ~new[name] for name in carried if not new[name].all()}
+    masks = {name: past(plan, name) for name in carried}
+    old = {name: mask for name, mask in masks.items() if mask.any()}
     top = max(float(true[name][mask].abs().max()) for name, mask in old.items())
     return {name: float((carried[name] - true[name])[mask].abs().max()) / top for name, mask in old.items()}
 

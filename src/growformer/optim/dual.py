@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from growformer.algebra import Factor, Lift
+from growformer.algebra import Factor
 from growformer.errors import SourceError
 from growformer.planning import Plan, TensorPlan
 from growformer.planning.plan import Block
@@ -85,22 +85,8 @@ def approximate(plan: Plan) -> dict[str, str]:
     """The target tensors whose moments are not the grown model's own to the last bit, with why.
 
     A writer of a carried mean shares its gradient with the mean's channels, and a writer of copies with its copies, in
-    parts that no moment of the source tells (by the weights of what reads them, or through a norm over all of them).
+    parts that no moment of the source tells (see `growformer.planning.inexact`). Where whole layers stand again, the
+    grown model has another loss, and no moment of the source's is its own.
     """
-    copied = {t.source for t in plan.tensors for dim in t.dims if _copies(dim)}
-    out = {}
-    for tensor in plan.tensors:
-        if tensor.source is None:
-            continue
-        if any(run.mean for dim in tensor.dims for run in dim.runs):
-            out[tensor.name] = "new channels carry the mean of the old ones, and a part of their gradient"
-        elif tensor.source in copied:
-            out[tensor.name] = "its channels are copied, and the copies take a part of their gradient"
-    return out
-
-
-def _copies(dim: Lift) -> bool:
-    """Whether it writes some old channel several times: copies that R leaves out, or reads a part of each."""
-    runs = [run for run in dim.runs if run.old is not None and not run.mean]
-    again = [run.old for run in runs if run.share is None]
-    return any(run.back is None for run in runs) or len(again) > len(set(again))
+    changed = f"the function changes: {plan.changes[0]}" if plan.changes else ""
+    return {t.name: changed or t.inexact for t in plan.tensors if t.source is not None and (changed or t.inexact)}

@@ -26,6 +26,7 @@ from growformer.algebra import (
 from growformer.errors import PatternError
 from growformer.planning.cover import Covered, Shapes, indices, stored_dims
 from growformer.planning.growth import Growth, paired
+from growformer.planning.inexact import inexact
 from growformer.planning.migrate import Place, moves
 from growformer.planning.plan import TensorPlan
 from growformer.planning.ports import gain_factor, port, power
@@ -108,7 +109,7 @@ def _next(
 def _unread(plan: TensorPlan) -> TensorPlan:
     """The plan of a copy that nobody reads yet: nothing in it continues what the source learned."""
     dims = tuple(Lift(dim.old, tuple(replace(run, back=None) for run in dim.runs)) for dim in plan.dims)
-    return replace(plan, dims=dims)
+    return replace(plan, dims=dims, inexact="")
 
 
 def _at(family: Family, covered: Covered, place: Place) -> str:
@@ -190,8 +191,9 @@ def _tensor_plan(
     # What passes through a new layer is multiplied by 1, which is closed less one.
     offset = -1 if passes else max((family.offset(atom) for atom in gains), default=0)
     source = None if is_new else like
+    apart = "" if is_new else inexact(family, growth, name, pattern, new, dims)
     free = is_new and not closes and not shift and not halved
-    return TensorPlan(disk, source, tuple(dims), free, fill, name.text, offset)
+    return TensorPlan(disk, source, tuple(dims), free, fill, name.text, offset, inexact=apart)
 
 
 def _product(factors: Iterable[Factor]) -> Factor:

@@ -75,6 +75,7 @@ class TensorPlan:
         offset: what the model adds to the stored numbers before they count (1 for gains stored as 1+w): factors and
             closures are of the sum.
         ahead: the same tensor of the next layer, where some of its rows come from there.
+        inexact: why the moments that the dual carries here are not the grown model's own; empty where they are.
     """
 
     name: str
@@ -85,6 +86,7 @@ class TensorPlan:
     pattern: str
     offset: int = 0
     ahead: str = ""
+    inexact: str = ""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -288,8 +290,17 @@ class Plan:
             "function": self.function,
             "within_eps": list(self.within_eps),
             **({"changes": list(self.changes)} if self.changes else {}),
+            **({"inexact": inexact} if (inexact := self._inexact()) else {}),
             **({"source_family": self.source_family} if self.source_family else {}),
         }
+
+    def _inexact(self) -> dict[str, list[str]]:
+        """The tensors whose moments are not exact, by why."""
+        out: dict[str, list[str]] = {}
+        for tensor in self.tensors:
+            if tensor.inexact:
+                out.setdefault(tensor.inexact, []).append(tensor.name)
+        return out
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
@@ -301,10 +312,12 @@ class Plan:
         if data.get("format") != FORMAT:
             raise SourceError(f"the plan has format {data.get('format')!r}; this version reads format {FORMAT}")
         lifts = [Lift.from_json(old, rows) for old, rows in data["lifts"]]
+        why = {name: said for said, names in data.get("inexact", {}).items() for name in names}
         tensors = tuple(
             TensorPlan(name, source, tuple(lifts[i] for i in dims), free, Fill.from_json(fill), pattern, *rest)
             for name, source, dims, free, fill, pattern, *rest in data["tensors"]
         )
+        tensors = tuple(replace(tensor, inexact=why.get(tensor.name, "")) for tensor in tensors)
         return cls(
             family=data["family"],
             method=data["method"],

@@ -110,13 +110,7 @@ def head_demand(family: Family, growth: Growth, axis: AxisGrowth, role: str | No
     A tied head reads through the embedding's own tensor, with its factor and all its copies, and the code may multiply
     the logits by a power of the hidden size.
     """
-    tied = family.tied
-    if (
-        tied is None
-        or not growth.headed
-        or role != tied.norm
-        or (tied.layer and index.get(tied.layer) != growth.at(tied.layer).new - 1)
-    ):
+    if not last_norm(family, growth, role, index):
         return ONE
     demand = power(family, axis, "logits")
     if not growth.tied:
@@ -125,6 +119,14 @@ def head_demand(family: Family, growth: Growth, axis: AxisGrowth, role: str | No
     written = axis.scale * first * power(family, axis, embedding_role(family))
     copies = Factor.of(axis.new, axis.old) if axis.heard else ONE
     return demand / (written * copies)
+
+
+def last_norm(family: Family, growth: Growth, role: str | None, index: Mapping[str, int]) -> bool:
+    """Whether a norm is the one whose output a head reads that may be tied."""
+    tied = family.tied
+    if tied is None or not growth.headed or role != tied.norm:
+        return False
+    return not tied.layer or index.get(tied.layer) == growth.at(tied.layer).new - 1
 
 
 def shift_factor(
@@ -206,7 +208,7 @@ def _gain(family: Family, growth: Growth, axis: AxisGrowth, role: str | None, in
 def _dual(lift: Lift) -> Lift:
     """What a reader does: it takes R where a writer takes E."""
     runs = tuple(
-        Run(run.count, None, back=None)
+        Run(run.count, None, back=None, mirror=run.mirror)
         if run.old is None or run.back is None
         else replace(run, factor=run.back, back=run.factor)
         for run in lift.runs

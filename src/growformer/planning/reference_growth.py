@@ -83,6 +83,10 @@ def grow_reference(config: ReferenceConfig, expansion: Expansion, method: Method
     state = _start(config)
     for step in expansion.steps:
         _act(state, step)
+    if any(layer.source is None for layer in state.layers) and _way(method, "layer").lift == "copies":
+        raise RequestError(
+            f"{method.name} ({method.source}) has whole layers again; here layers are added: layer=paper"
+        )
     hidden = _hidden(config.hidden, state.hidden, method)
     if len(state.layers) != len(config.layers) and _way(method, "layer").closed == "pairs":
         raise RequestError("layer: heads of the reference Transformer have tensors of their own, which have no pairs")

@@ -294,7 +294,8 @@ class Sides:
         if tensor.source is None:
             shape = [dim.new for dim in places]
             inner = self.inside if any(axis in self.paired for axis in tensor.index) else {}
-            halved = any(atom.stand == "read" and atom.axis in inner for atom in tensor.pattern.atoms())
+            reads = (inner.get(str(atom.axis)) for atom in tensor.pattern.atoms() if atom.stand == "read")
+            halved = any(axis is not None and axis.partner is not None for axis in reads)
             closed = tensor.closed and not halved
             found = check_new(self.target, tensor.name, shape, closed, offset, tensor.value)
             if inner and not found.wrong:

@@ -73,7 +73,7 @@ def check_inside(axes: Mapping[str, Axis], dims: Sequence[Dim], target: Tensors,
 
 
 def inside(family: Family, axes: Mapping[str, Axis]) -> dict[str, Axis]:
-    """The axes of a new layer in pairs: of each, the second half is the first's; heads by what they read.
+    """The axes of a new layer, most of them in pairs: the second half is the first's; heads go by what they read.
 
     Raises:
         ValueError: more than sums stand between these channels and the stream.
@@ -102,7 +102,7 @@ def inside(family: Family, axes: Mapping[str, Axis]) -> dict[str, Axis]:
             partner[mine] = mine + (other - j) * group if other >= 0 else within[mine]
         if heads.name != shared.name:
             out[heads.name] = replace(_halved(heads, []), partner=partner)
-    return out
+    return {name: replace(axis, partner=None) for name, axis in axes.items()} | out
 
 
 def _halved(axis: Axis, places: Sequence[int]) -> Axis:
