@@ -129,7 +129,8 @@ def _partners(dim: Dim, axes: Mapping[str, Axis]) -> tuple[Tensor, Tensor, Tenso
             size = dim.atom.axis if isinstance(dim.atom.axis, int) else 0
             return torch.full((size,), NONE), torch.ones(size, dtype=torch.int64), torch.zeros(size, dtype=torch.bool)
         partner = torch.full((axis.new,), NONE) if axis.partner is None else axis.partner
-        return partner, torch.full((axis.new,), -1 if dim.atom.stand == "read" else 1), axis.source == NONE
+        opposite = dim.atom.stand == "read" and axis.partner is not None
+        return partner, torch.full((axis.new,), -1 if opposite else 1), axis.source == NONE
     parts = [_partners(part, axes) for part in dim.parts]
     partner, sign, new = parts[-1]
     for outer, outer_sign, outer_new in reversed(parts[:-1]):
