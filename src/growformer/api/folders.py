@@ -32,9 +32,11 @@ from growformer.checkpoint.hashing import Hashes
 from growformer.checkpoint.hub import located
 from growformer.checkpoint.stock import full_config, stock_tensors
 from growformer.errors import GrowformerError, RequestError, SourceError
+from growformer.optim.tables import Pace
 from growformer.planning import Plan
 from growformer.proof.claims import Proof
 from growformer.proof.prove import LEVELS, prove
+from growformer.training.trainer_folder import training_state
 
 if TYPE_CHECKING:
     from growformer.proof.certifier import Certifier
@@ -51,11 +53,13 @@ class Grown:
         out: the new folder.
         plan: the plan that was run.
         proof: what was checked.
+        training: what has grown along of a training state; empty where there was none.
     """
 
     out: Path
     plan: Plan
     proof: Proof
+    training: str = ""
 
 
 def expand_checkpoint(
@@ -72,6 +76,8 @@ def expand_checkpoint(
     layers_at: Sequence[int] | None = None,
     prove_level: str = "auto",
     allow_dead: bool = False,
+    model_only: bool = False,
+    warmup: int = 0,
     progress: Progress = lambda what, done, total: None,
     **request: Any,
 ) -> Grown:
@@ -93,6 +99,9 @@ def expand_checkpoint(
         layers_at: see `plan`.
         prove_level: "structure", "full", or "auto": full where both models fit in memory.
         allow_dead: go on where the plan names entries that can never learn.
+        model_only: leave behind the training state (optimizer, schedule, random states) of a checkpoint that the
+            Hugging Face Trainer has saved; otherwise it grows along.
+        warmup: steps over which the learning rate of new entries rises from 0, where an optimizer grows along.
         progress: told what is being done.
         request: see `plan`.
 
@@ -114,6 +123,7 @@ def expand_checkpoint(
         made = plan(src, *expansions, method=method, seed=seed, layers_at=layers_at, **request)
         if made.dead and not allow_dead:
             raise RequestError(f"{made.dead[0]}; --allow-dead goes on all the same")
+        training = None if model_only else training_state(src, made)
         with TensorFiles.open(src) as files, ExitStack() as opened:
             specs = [
                 TensorSpec(t.name, _stored_as(files, t.source or t.fill.like, storage), t.shape) for t in made.tensors
@@ -124,7 +134,8 @@ def expand_checkpoint(
                 config |= {key: dtype for key in ("dtype", "torch_dtype") if key in config or key == "dtype"}
             family = family_of(made.target_config)
             _require_stock(family, config, specs)
-            with new_folder(out, total + (64 << 20), resume=resume) as folder:
+            room_beside = (64 << 20) + (0 if training is None else training.bytes_grown)
+            with new_folder(out, total + room_beside, resume=resume) as folder:
                 case = case_of(family_of(made.source_config), made, src, folder, made.source_config, config)
                 certifiers: list[Certifier] = []
                 done = 0
@@ -156,6 +167,9 @@ def expand_checkpoint(
                 _require_finite(src, streamed.figures)
                 write_config(folder, config)
                 copy_companions(src, folder)
+                if training is not None:
+                    progress("optimizer", 0, 0)
+                    training.write(folder, Pace(warmup=warmup))
                 certificate = certifiers[0].result(workers)
                 proof = prove(case, prove_level, lambda what: progress(what, 0, 0), certificate=certificate)
                 proof.raise_if_changed()
@@ -169,8 +183,9 @@ def expand_checkpoint(
                     | {"within_eps": made.within_eps},
                 )
                 known = streamed.hashes | hashes.result()
-                _receipt(src, folder, files, made, proof, dtype, streamed.figures, known).write(folder)
-    return Grown(out, made, proof)
+                read = [src / "config.json", *files.files, *(training.files if training is not None else ())]
+                _receipt(src, folder, read, made, proof, dtype, streamed.figures, known).write(folder)
+    return Grown(out, made, proof, "" if training is None else training.said)
 
 
 def _weights(src: Path) -> list[Path]:
@@ -225,7 +240,7 @@ def _version(package: str) -> str:
 def _receipt(
     src: Path,
     out: Path,
-    files: TensorFiles,
+    read: Sequence[Path],
     made: Plan,
     proof: Proof,
     dtype: str | None,
@@ -233,7 +248,6 @@ def _receipt(
     known: Mapping[Path, str],
 ) -> Receipt:
     packages = ("torch", "transformers", "safetensors", "numpy")
-    read = [src / "config.json", *files.files]
     written = sorted(path for path in out.rglob("*") if path.is_file())
     return Receipt(
         growformer=_version("growformer"),

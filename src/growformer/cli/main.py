@@ -89,6 +89,12 @@ def expand(
     rope: Rope = "theta",
     new_tokens: NewTokens = "open",
     allow_dead: Annotated[bool, typer.Option("--allow-dead", help="Go on where new entries can never learn.")] = False,
+    model_only: Annotated[
+        bool, typer.Option("--model-only", help="Leave the training state of a Trainer's checkpoint behind.")
+    ] = False,
+    warmup: Annotated[
+        int, typer.Option(min=0, help="Steps over which new entries' learning rate rises, where an optimizer grows.")
+    ] = 0,
     json: Json = False,
 ) -> None:
     """Grow SRC into the new folder OUT, and prove that it computes the same function."""
@@ -98,7 +104,7 @@ def expand(
         src, out, request or [], to, layers_at, json,
         method=method, seed=seed, dtype=dtype, max_shard_size=max_shard_size, prove_level=prove, allow_dead=allow_dead,
         memory=memory, threads=threads, resume=resume, ignore_fields=ignore_field or [],
-        rope=rope, new_tokens=new_tokens,
+        rope=rope, new_tokens=new_tokens, model_only=model_only, warmup=warmup,
     )  # fmt: skip
 
 
