@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 import growformer
+import growformer.training
 
 ROOT = Path(__file__).resolve().parents[1]
 MAX_LINES = 400
@@ -42,6 +43,7 @@ PUBLIC_NAMES = [
     "plan",
     "verify",
 ]
+TRAINING_NAMES = ["GrowthCallback"]
 
 
 def project_table() -> dict[str, Any]:
@@ -82,6 +84,7 @@ print(json.dumps(sorted(set({HEAVY!r}) & set(sys.modules))))
     [
         pytest.param("import growformer", id="import growformer"),
         pytest.param("import growformer.api", id="import growformer.api"),
+        pytest.param("import growformer.training", id="import growformer.training"),
         pytest.param(
             "from growformer.cli.main import run; sys.argv = ['growformer', '--help']; run()", id="growformer --help"
         ),
@@ -107,6 +110,14 @@ def test_start_control_exit_code() -> None:
 def test_public_names_are_frozen() -> None:
     assert sorted(growformer.__all__) == PUBLIC_NAMES
     assert len(PUBLIC_NAMES) <= MAX_NAMES
+
+
+def test_public_names_of_training_are_frozen() -> None:
+    assert sorted(growformer.training.__all__) == TRAINING_NAMES
+    assert [name for name in TRAINING_NAMES if getattr(growformer.training, name, None) is None] == []
+    assert dir(growformer.training) == TRAINING_NAMES
+    with pytest.raises(AttributeError, match="no_such_name"):
+        growformer.training.no_such_name  # noqa: B018
 
 
 def test_public_names_resolve() -> None:

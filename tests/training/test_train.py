@@ -406,3 +406,26 @@ def test_rates_are_those_of_the_optimizer(whole: tuple[Path, Place, Watcher]) ->
     assert rates_of(optimizer, model).tables == {}
     saved = training_state(again)["optimizers"][0]["rates"]["parameters"]
     assert any(block["warmup"] == 3 for table in saved.values() for block in table["blocks"])
+
+
+def test_a_compiled_run_compiles_anew_after_each_growth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._dynamo.utils import counters
+
+    compiler, wrapped = torch.compile, []
+
+    def compiled(of: torch.nn.Module) -> Any:
+        wrapped.append((of, of.config.hidden_size, counters["stats"]["unique_graphs"]))
+        return compiler(of, backend="eager")  # which needs no C++ compiler
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    counters.clear()
+    grow = [{"at": {"step": 3}, "to": {"hidden_size": 24}}]
+    place, _ = train(recipe(tmp_path, compile=True, budget={"steps": 6}, grow=grow), tmp_path / "run")
+    losses = [line["loss"] for line in lines(place, "step")]
+    assert len(losses) == 6 and losses[-1] < losses[0]
+    # One model, compiled for each of its sizes: after the growth there is a graph more.
+    assert wrapped[0][0] is wrapped[1][0]
+    assert [width for _, width, _ in wrapped] == [16, 24]
+    assert [graphs for *_, graphs in wrapped] == [0, 1] and counters["stats"]["unique_graphs"] == 2
+    train(recipe(tmp_path / "plain"), tmp_path / "plain" / "run", cut_at=1)
+    assert len(wrapped) == 2

@@ -51,11 +51,13 @@ class Grown:
         out: the new folder.
         plan: the plan that was run.
         proof: what was checked.
+        training: what has grown along of a training state; empty where there was none.
     """
 
     out: Path
     plan: Plan
     proof: Proof
+    training: str = ""
 
 
 def expand_checkpoint(
@@ -73,6 +75,8 @@ def expand_checkpoint(
     prove_level: str = "auto",
     allow_dead: bool = False,
     allow_change: bool = False,
+    model_only: bool = False,
+    warmup: int = 0,
     progress: Progress = lambda what, done, total: None,
     **request: Any,
 ) -> Grown:
@@ -95,6 +99,9 @@ def expand_checkpoint(
         prove_level: "structure", "full", or "auto": full where both models fit in memory.
         allow_dead: go on where the plan names entries that can never learn.
         allow_change: go on where the method makes another function of the model; the proof says by how much.
+        model_only: leave behind the training state (optimizer, schedule, random states) of a checkpoint that the
+            Hugging Face Trainer has saved; otherwise it grows along.
+        warmup: steps over which the learning rate of new entries rises from 0, where an optimizer grows along.
         progress: told what is being done.
         request: see `plan`.
 
@@ -103,6 +110,9 @@ def expand_checkpoint(
         TargetError: OUT exists, or the disk cannot hold it.
         ChangedError: a claim failed; nothing is left behind.
     """
+    from growformer.optim.tables import Pace  # with torch, which nobody waits for who only plans
+    from growformer.training.trainer_folder import training_state
+
     src, out = located(src), Path(out)
     if prove_level not in LEVELS:
         raise RequestError(f"prove={prove_level!r} is unknown; there are {', '.join(LEVELS)}")
@@ -116,6 +126,7 @@ def expand_checkpoint(
         made = plan(src, *expansions, method=method, seed=seed, layers_at=layers_at, **request)
         say = ("--allow-dead goes on all the same", "--allow-change goes on all the same")
         made.require_allowed(dead=allow_dead, change=allow_change, say=say)
+        training = None if model_only else training_state(src, made)
         with TensorFiles.open(src) as files, ExitStack() as opened:
             specs = [
                 TensorSpec(t.name, _stored_as(files, t.source or t.fill.like, storage), t.shape) for t in made.tensors
@@ -126,7 +137,8 @@ def expand_checkpoint(
                 config |= {key: dtype for key in ("dtype", "torch_dtype") if key in config or key == "dtype"}
             family = family_of(made.target_config)
             _require_stock(family, config, specs)
-            with new_folder(out, total + (64 << 20), resume=resume) as folder:
+            room_beside = (64 << 20) + (0 if training is None else training.bytes_grown)
+            with new_folder(out, total + room_beside, resume=resume) as folder:
                 case = case_of(family_of(made.source_config), made, src, folder, made.source_config, config)
                 certifiers: list[Certifier] = []
                 done = 0
@@ -158,6 +170,9 @@ def expand_checkpoint(
                 _require_finite(src, streamed.figures)
                 write_config(folder, config)
                 copy_companions(src, folder)
+                if training is not None:
+                    progress("optimizer", 0, 0)
+                    training.write(folder, Pace(warmup=warmup))
                 certificate = certifiers[0].result(workers) if certifiers else None
                 proof = prove(case, prove_level, lambda what: progress(what, 0, 0), certificate=certificate)
                 proof.raise_if_changed()
@@ -171,8 +186,9 @@ def expand_checkpoint(
                     | {"within_eps": made.within_eps, "changes": made.changes},
                 )
                 known = streamed.hashes | hashes.result()
-                _receipt(src, folder, files, made, proof, dtype, streamed.figures, known).write(folder)
-    return Grown(out, made, proof)
+                read = [src / "config.json", *files.files, *(training.files if training is not None else ())]
+                _receipt(src, folder, read, made, proof, dtype, streamed.figures, known).write(folder)
+    return Grown(out, made, proof, "" if training is None else training.said)
 
 
 def _weights(src: Path) -> list[Path]:
@@ -227,7 +243,7 @@ def _version(package: str) -> str:
 def _receipt(
     src: Path,
     out: Path,
-    files: TensorFiles,
+    read: Sequence[Path],
     made: Plan,
     proof: Proof,
     dtype: str | None,
@@ -235,7 +251,6 @@ def _receipt(
     known: Mapping[Path, str],
 ) -> Receipt:
     packages = ("torch", "transformers", "safetensors", "numpy")
-    read = [src / "config.json", *files.files]
     written = sorted(path for path in out.rglob("*") if path.is_file())
     return Receipt(
         growformer=_version("growformer"),

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from growformer.api.planned import ALLOWED, plan
+from growformer.api.planned import plan
 from growformer.errors import RequestError
+from growformer.training.growable import require_live, stock
 
 if TYPE_CHECKING:
     import torch
     import transformers
 
     from growformer.planning import Plan
-
-SHARDS = "say growformer.grow(..., shard=function), with what sharded it by fully_shard (FSDP2)"
 
 ModelT = TypeVar("ModelT", bound="torch.nn.Module")
 OptimizerT = TypeVar("OptimizerT", bound="torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None")
@@ -91,13 +90,7 @@ def live_plan(
         RequestError: as `plan`; some new entries could never learn, or the grown model's modules are of other classes.
     """
     made = plan(model, *expansions, **request)
-    made.require_allowed(dead=False, change=allow_change, say=ALLOWED)
-    if made.source_family or made.within_eps:
-        what = f"becomes a {made.family}" if made.source_family else "has layers that hand their last norm to new ones"
-        raise RequestError(
-            f"{type(model).__name__} {what}, which its live modules cannot follow; grow the saved checkpoint instead "
-            f"(save_pretrained, then expand_checkpoint)"
-        )
+    require_live(made, model, change=allow_change)
     return made
 
 
@@ -124,32 +117,3 @@ def new_parameters(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     layout = layout_of(inner)
     masks = {name: new_entries(made, layout, name) for name, _ in inner.named_parameters()}
     return {name: mask.to(inner.device) for name, mask in masks.items() if bool(mask.any())}
-
-
-def stock(model: Any) -> transformers.PreTrainedModel:
-    """The stock model within what torch.compile or an average put around it.
-
-    Raises:
-        RequestError: it is in a wrapper that holds its old parameters, or it is no model of transformers.
-    """
-    import transformers
-
-    kind = type(model).__name__
-    while kind in ("OptimizedModule", "AveragedModel"):
-        model = model._orig_mod if kind == "OptimizedModule" else model.module
-        kind = type(model).__name__
-    if kind in ("DistributedDataParallel", "DataParallel"):
-        raise RequestError(f"{kind} holds the old parameters: grow model.module, and wrap it again")
-    if kind == "FullyShardedDataParallel" or kind.startswith("FSDP"):
-        raise RequestError(f"{kind} holds shards of the parameters: {SHARDS}")
-    if hasattr(model, "peft_config") or getattr(model, "_hf_peft_config_loaded", False):
-        raise RequestError(
-            f"{kind} has adapters of PEFT: merge_and_unload() them first, or remove them and add new ones"
-        )
-    if getattr(model, "hf_quantizer", None) is not None or getattr(model, "is_quantized", False):
-        raise RequestError(f"{kind} is quantised; dequantise it first")
-    if not isinstance(model, transformers.PreTrainedModel):
-        raise RequestError(f"{kind} is no model of transformers; growformer.grow takes stock models")
-    if any(hasattr(parameter, "to_local") for parameter in model.parameters()):
-        raise RequestError(f"the parameters of {kind} are sharded (DTensor): {SHARDS}")
-    return model

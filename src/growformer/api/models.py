@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from growformer.api.planned import ALLOWED, on_disk, plan
+from growformer.api.planned import on_disk, plan
 from growformer.errors import SourceError
 from growformer.planning import apply
+from growformer.planning.plan import ALLOWED
 
 if TYPE_CHECKING:
     import transformers

@@ -48,13 +48,6 @@ def family_of(config: Mapping[str, Any]) -> Family:
     raise RequestError(f"config.json: model_type {kind!r} is no family here; there are {', '.join(FAMILIES)}")
 
 
-ALLOWED = (
-    "a checkpoint can be grown so with expand_checkpoint(allow_dead=True)",
-    "allow_change=True goes on all the same",
-)
-"""How to ask, of models in memory, for what is refused unless it is asked for."""
-
-
 def method_named(name: str) -> Method:
     """The method of a name: one alone ("lemon"), or with others for some kinds of axes ("lemon,key=paper").
 

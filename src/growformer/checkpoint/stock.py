@@ -50,6 +50,24 @@ def stock_tensors(raw: Mapping[str, Any], where: object = "config.json") -> dict
     Raises:
         RequestError: transformers cannot build the model, in its own words.
     """
+    model = bare_stock(raw, where)
+    try:
+        head = model.get_output_embeddings()
+        at = next((f"{name}.weight" for name, module in model.named_modules() if module is head), "")
+        # What is tied is not stored; the head is left in, for a file may hold one of its own.
+        tied = set(model.all_tied_weights_keys) - {at}
+        kept = {name: x for name, x in model.state_dict().items() if name not in tied}
+        return {name: tuple(x.shape) for name, x in disk_names(model, kept).items()}
+    except Exception as error:  # the way back through a class's renamings raises what it likes
+        raise _unbuilt(error, where) from error
+
+
+def bare_stock(raw: Mapping[str, Any], where: object = "config.json") -> Any:
+    """The stock model that a config means, without memory for weights.
+
+    Raises:
+        RequestError: transformers cannot build it, in its own words.
+    """
     import torch
 
     config = _config(raw, where)
@@ -57,16 +75,14 @@ def stock_tensors(raw: Mapping[str, Any], where: object = "config.json") -> dict
         with _importing():
             cls = stock_class(config)
         with torch.device("meta"):
-            model = cls(config)
-        head = model.get_output_embeddings()
-        at = next((f"{name}.weight" for name, module in model.named_modules() if module is head), "")
-        # What is tied is not stored; the head is left in, for a file may hold one of its own.
-        tied = set(model.all_tied_weights_keys) - {at}
-        kept = {name: x for name, x in model.state_dict().items() if name not in tied}
-        return {name: tuple(x.shape) for name, x in disk_names(model, kept).items()}
+            return cls(config)
     except Exception as error:  # an activation or a rotary type that it does not have is a KeyError, and so on
-        said = f"{type(error).__name__}: {last_line(error)}"
-        raise RequestError(f"{where}: transformers cannot build the model that it describes: {said}") from error
+        raise _unbuilt(error, where) from error
+
+
+def _unbuilt(error: Exception, where: object) -> RequestError:
+    said = f"{type(error).__name__}: {last_line(error)}"
+    return RequestError(f"{where}: transformers cannot build the model that it describes: {said}")
 
 
 def fields_read(raw: Mapping[str, Any]) -> frozenset[str]:

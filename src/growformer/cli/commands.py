@@ -165,7 +165,8 @@ def run_expand(
     with show.progress(json) as tell:
         grown = api.expand_checkpoint(src, out, layers_at=at, progress=tell, **options, **request)
     if json:
-        told = {"function": grown.plan.function, "within_eps": list(grown.plan.within_eps)}
+        told: dict[str, Any] = {"function": grown.plan.function, "within_eps": list(grown.plan.within_eps)}
+        told |= {"training": grown.training} if grown.training else {}
         show.as_json({"out": str(out), "fidelity": grown.plan.fidelity, **told, **grown.proof.to_json()})
     else:
         old, new = grown.plan.parameters
@@ -177,6 +178,8 @@ def run_expand(
             show.say(f"WITHIN EPS, not exact: {line}")
         for line in grown.plan.changes:
             show.say(f"CHANGES THE FUNCTION: {line}")
+        if grown.training:
+            show.say(f"training state: {grown.training}")
         print_proof(grown.proof)
     _leave(grown.proof)
 

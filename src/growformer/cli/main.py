@@ -92,6 +92,12 @@ def expand(
     allow_change: Annotated[
         bool, typer.Option("--allow-change", help="Go on where the method makes another function of the model.")
     ] = False,
+    model_only: Annotated[
+        bool, typer.Option("--model-only", help="Leave the training state of a Trainer's checkpoint behind.")
+    ] = False,
+    warmup: Annotated[
+        int, typer.Option(min=0, help="Steps over which new entries' learning rate rises, where an optimizer grows.")
+    ] = 0,
     json: Json = False,
 ) -> None:
     """Grow SRC into the new folder OUT, and prove that it computes the same function."""
@@ -102,7 +108,7 @@ def expand(
         method=method, seed=seed, dtype=dtype, max_shard_size=max_shard_size, prove_level=prove, allow_dead=allow_dead,
         allow_change=allow_change,
         memory=memory, threads=threads, resume=resume, ignore_fields=ignore_field or [],
-        rope=rope, new_tokens=new_tokens,
+        rope=rope, new_tokens=new_tokens, model_only=model_only, warmup=warmup,
     )  # fmt: skip
 
 

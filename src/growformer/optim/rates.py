@@ -72,6 +72,15 @@ class Table:
     index: torch.Tensor | None = None
     taken: int = 0
 
+    def saved(self) -> dict[str, Any]:
+        """As plain data and tensors."""
+        return {"blocks": [asdict(block) for block in self.blocks], "index": self.index, "taken": self.taken}
+
+    @classmethod
+    def of(cls, saved: Mapping[str, Any]) -> Table:
+        """The inverse of `saved`."""
+        return cls(tuple(BlockRate(**block) for block in saved["blocks"]), saved["index"], saved["taken"])
+
 
 @dataclass
 class _Pending:
@@ -261,14 +270,7 @@ class BlockRates:
             raise SourceError(f"{unnamed} parameters have rates, but no name; say rates.name(model.named_parameters())")
         return {
             "format": FORMAT,
-            "parameters": {
-                self.names[parameter]: {
-                    "blocks": [asdict(block) for block in table.blocks],
-                    "index": table.index,
-                    "taken": table.taken,
-                }
-                for parameter, table in self.tables.items()
-            },
+            "parameters": {self.names[parameter]: table.saved() for parameter, table in self.tables.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -287,11 +289,14 @@ class BlockRates:
                     f"there are rates of {name}, and the optimizer has no parameter of that name; "
                     f"rates_of(optimizer, model) says how parameters are called"
                 )
-            parameter, index = known[name], saved["index"]
-            if index is not None and index.shape != local(parameter).shape:
-                raise SourceError(f"{name}: the rates are of shape {list(index.shape)}, it has {list(parameter.shape)}")
-            blocks = tuple(BlockRate(**block) for block in saved["blocks"])
-            tables[parameter] = Table(blocks, None if index is None else index.to(parameter.device), saved["taken"])
+            parameter, table = known[name], Table.of(saved)
+            if table.index is not None:
+                if table.index.shape != local(parameter).shape:
+                    raise SourceError(
+                        f"{name}: the rates are of shape {list(table.index.shape)}, it has {list(parameter.shape)}"
+                    )
+                table.index = table.index.to(parameter.device)
+            tables[parameter] = table
         self.tables = tables
 
 

@@ -19,6 +19,13 @@ FORMAT = 1
 Fidelity = Literal["identical", "scaled", "rounded", "new"]
 
 
+ALLOWED = (
+    "a checkpoint can be grown so with expand_checkpoint(allow_dead=True)",
+    "allow_change=True goes on all the same",
+)
+"""How to ask, of models in memory, for what is refused unless it is asked for."""
+
+
 @dataclass(frozen=True)
 class Block:
     """A box of one target tensor that is made in one way.

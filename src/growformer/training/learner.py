@@ -21,7 +21,7 @@ class Learner:
     """A model in training.
 
     Args:
-        recipe: its precision and clipping hold.
+        recipe: its precision, clipping and compilation hold.
         machines: the processes that share the work.
         micro: sequences of one pass.
         model: a stock model, on this process's device.
@@ -40,7 +40,7 @@ class Learner:
         self.model, self.optimizers = model.train(), list(optimizers)
         for optimizer in self.optimizers:
             rates_of(optimizer, model)
-        self._wrapped: Any = machines.wrap(model)
+        self._wrapped: Any = self._wrap()
 
     def step(self, rows: torch.Tensor, part: float) -> float:
         """Take a step.
@@ -102,7 +102,7 @@ class Learner:
         grow(self.model, self.optimizers, **request)
         # Before the wrapper, which would give all processes the first one's weights and hide that they differ.
         self.machines.require_same(self.model, "after the growth")
-        self._wrapped = self.machines.wrap(self.model)
+        self._wrapped = self._wrap()
 
     def thaw(self) -> None:
         """Let old entries that a growth held still learn again."""
@@ -113,6 +113,14 @@ class Learner:
         """Let go of what averages gradients: its end waits for connections, which must still be there then."""
         self._wrapped = None
         gc.collect()
+
+    def _wrap(self) -> Any:
+        """What takes the passes of a step; evaluation and everything else see the model itself.
+
+        A growth forgets what was compiled (see `grow_live`), so the grown model is compiled at its first pass.
+        """
+        wrapped = self.machines.wrap(self.model)
+        return torch.compile(wrapped) if self.recipe.compile else wrapped
 
     def _backward(self, rows: torch.Tensor) -> torch.Tensor:
         passes = rows.to(self.machines.device).split(self.micro)

@@ -150,6 +150,7 @@ class Recipe(Part):
     precision: Literal["float32", "bf16"] = Field(
         default="float32", description="bf16: autocast; weights stay float32."
     )
+    compile: bool = Field(default=False, description="Compile the model (torch.compile), anew after each growth.")
     clip_norm: PositiveFloat | None = Field(default=1.0, description="Largest norm of the gradient; null: none.")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     grow: list[Entry] = Field(default_factory=list, description="The growths, in order.")

@@ -270,6 +270,7 @@ class Run:
             warmup=entry.warmup,
             freeze_old=entry.freeze_old > 0,
             keep_dynamics=entry.keep_dynamics,
+            allow_change=growth.entry.allow_change,
             **request_of(growth, self.recipe.seed),
         )
         plan = self.model.growformer_plan

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from growformer.errors import RequestError
 from growformer.training.triggers import At, Plateau, Rule, Slope
@@ -100,6 +100,50 @@ class Growth:
     at: At
     to: Mapping[str, int]
     entry: Entry
+
+
+def entries_of(schedule: Mapping[int, Mapping[str, Any]] | Sequence[Entry | Mapping[str, Any]]) -> list[Entry]:
+    """A schedule said in Python.
+
+    Args:
+        schedule: what to grow after which step of the run, `{1000: {"intermediate_size": 4096, "warmup": 100}}`: sizes,
+            and beside them what an entry of a recipe may say (`warmup`, `freeze_old`, `layers_at`, ...); or a list of
+            such entries as a recipe has them: `{"at": {"plateau": {}}, "to": {...}}`.
+
+    Raises:
+        RequestError: it is neither, or an entry says what none can; the message begins with the entry's place.
+    """
+    said: list[Any]
+    if isinstance(schedule, Mapping):
+        odd = [step for step in schedule if not isinstance(step, int) or isinstance(step, bool)]
+        if odd:
+            raise RequestError(f"the schedule has {odd[0]!r} for a step; it is {{step: {{size: value}}}}, or a list")
+        said = [_at_step(step, schedule[step]) for step in sorted(schedule)]
+    elif isinstance(schedule, Sequence) and not isinstance(schedule, str):
+        said = list(schedule)
+    else:
+        kind = type(schedule).__name__
+        raise RequestError(f"the schedule is a {kind}; it is {{step: {{size: value}}}}, or a list of entries")
+    return [_entry(f"grow[{i}]", one) for i, one in enumerate(said)]
+
+
+def _at_step(step: int, what: Any) -> Any:
+    if not isinstance(what, Mapping):
+        raise RequestError(f"after step {step} the schedule has {what!r}; it is {{step: {{size: value}}}}")
+    options = {name: value for name, value in what.items() if name in Entry.model_fields}
+    sizes = {name: value for name, value in what.items() if name not in Entry.model_fields}
+    return {"at": {"step": step}, **options, **({"to": sizes} if sizes or "to" not in options else {})}
+
+
+def _entry(where: str, said: Any) -> Entry:
+    if isinstance(said, Entry):
+        return said
+    try:
+        return Entry.model_validate(said)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join([where, *(str(part) for part in first["loc"])])
+        raise RequestError(f"{key}: {first['msg'].removeprefix('Value error, ')}; got {first['input']!r}") from error
 
 
 def spell_out(entries: Sequence[Entry], sizes: Mapping[str, int | None]) -> list[Growth]:

@@ -61,7 +61,7 @@ def plan_stages(file: RecipeFile, config: Mapping[str, Any], growing: Growing) -
     length = file.recipe.sequence_length
     stages = [Stage(None, config, size_of_model(config, length))]
     try:
-        growths = spell_out(file.recipe.grow, _sizes(config))
+        growths = spell_out(file.recipe.grow, sizes_of(config))
     except RequestError as error:
         raise RequestError(_placed(file, str(error))) from error
     for growth in growths:
@@ -83,7 +83,6 @@ def request_of(growth: Growth, seed: int) -> dict[str, Any]:
         **growth.to,
         "method": entry.method,
         "seed": seed if entry.seed is None else entry.seed,
-        **({"allow_change": True} if entry.allow_change else {}),
         **({"layers_at": entry.layers_at} if entry.layers_at is not None else {}),
     }
 
@@ -124,7 +123,7 @@ def steps_of(budget: Budget, stages: Sequence[Stage], tokens: int) -> int | None
     return step
 
 
-def _sizes(config: Mapping[str, Any]) -> dict[str, int | None]:
+def sizes_of(config: Mapping[str, Any]) -> dict[str, int | None]:
     """Fields of a config that are whole numbers or open, under every name that the config class has for them."""
     from transformers import CONFIG_MAPPING
 
