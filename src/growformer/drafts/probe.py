@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from growformer.checkpoint.stock import disk_names, full_config, stock_class
-from growformer.drafts.trace import Trace, watch
+from growformer.drafts.classes import Classes, own_name, share
+from growformer.drafts.trace import Guest, Trace, is_norm, watch
 
 Config = dict[str, Any]
 
@@ -33,6 +34,8 @@ class Probe:
         places: where each of them stands in memory.
         trace: what a forward pass showed; None where it was not run.
         given: the shapes of what it was given.
+        classes: those beside its own.
+        heads: by class that was run as well, where its own tensors stand, by their names in full.
     """
 
     raw: Config
@@ -42,6 +45,8 @@ class Probe:
     trace: Trace | None = None
     model: Any = None
     given: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    classes: Classes = field(default_factory=Classes)
+    heads: dict[str, dict[str, Place]] = field(default_factory=dict)
 
 
 def class_of(raw: Mapping[str, Any]) -> Any:
@@ -148,20 +153,21 @@ def places(model: Any) -> dict[str, Place]:
     return out
 
 
-def probe(raw: Mapping[str, Any], run: bool = True) -> Probe | None:
+def probe(raw: Mapping[str, Any], run: bool = True, classes: Classes | None = None) -> Probe | None:
     """Build and watch the model of a config; None where the config or the model refuses."""
     try:
-        return attempt(raw, run)
+        return attempt(raw, run, classes)
     except Exception:  # whatever a class raises, it is a no
         return None
 
 
-def attempt(raw: Mapping[str, Any], run: bool = True) -> Probe:
+def attempt(raw: Mapping[str, Any], run: bool = True, classes: Classes | None = None) -> Probe:
     """The same, and what is raised is raised.
 
     Args:
         raw: a tiny config.
         run: False builds the model on the meta device, for names and shapes alone.
+        classes: to run beside its own.
     """
     import torch
 
@@ -175,7 +181,44 @@ def attempt(raw: Mapping[str, Any], run: bool = True) -> Probe:
         untie(model)
         given = inputs(model)
         shapes = {name: tuple(x.shape) for name, x in given.items() if isinstance(x, torch.Tensor)}
-        return Probe(dict(raw), full, saved, found, watch(model, given), model, shapes)
+        classes = classes or Classes()
+        guests, heads = invited(raw, model, classes)
+        trace = watch(model, given, tuple(guests.values()))
+        heads = {name: own for name, own in heads.items() if guests[name].ran}
+        return Probe(dict(raw), full, saved, found, trace, model, shapes, classes, heads)
+
+
+def invited(
+    raw: Mapping[str, Any], main: Any, classes: Classes
+) -> tuple[dict[str, Guest], dict[str, dict[str, Place]]]:
+    """The models of the classes beside, with the parameters of `main` and of one another; where their own stand.
+
+    A class that adds no tensor has nothing to show; one that norms what it adds is left out.
+    """
+    known = dict([*main.named_parameters(remove_duplicate=False), *main.named_buffers(remove_duplicate=False)])
+    guests: dict[str, Guest] = {}
+    heads: dict[str, dict[str, Place]] = {}
+    for one in (c for c in classes.beside if c.fresh):
+        try:
+            model = build({**raw, "architectures": [one.name]})
+            if getattr(model.config, "pad_token_id", None) is None:
+                model.config.pad_token_id = 0  # a classifier looks for the last token that is none
+            found, given = places(model), inputs(model)
+        except Exception:  # whatever a class raises, it is a no
+            continue
+        mine = share(known, model, one.lead)
+        if any(is_norm(n, m) and any(f"{one.lead}{n}.{p}" in mine for p in m._parameters)
+               for n, m in model.named_modules()):  # fmt: skip
+            continue
+        named = {full: own_name(one.name, full, classes.bare) for full in mine}
+        known |= {full: x for full, x in mine.items() if full in classes.bare}
+        guests[one.name] = Guest(model, given, {named[full]: x for full, x in mine.items()}, one.lead)
+        heads[one.name] = {
+            one.lead + disk: Place(named[one.lead + place.param], place.dims)
+            for disk, place in found.items()
+            if one.lead + disk in one.fresh and one.lead + place.param in named
+        }
+    return guests, heads
 
 
 def ends(model: Any) -> tuple[Any, Any]:
@@ -247,7 +290,8 @@ def changed(base: Probe, name: str, also: Sequence[str] = ()) -> Probe | None:
     # Doubling and halving keep ratios whole; layers cost time.
     steps = near if "layer" in name else [2 * old, 3 * old // 2, old // 2, *near]
     for new in (n for n in dict.fromkeys(steps) if n > 0 and n != old):
-        found = probe({**with_layers(base.raw, base.full, name, new), **dict.fromkeys(also, new)})
+        raw = {**with_layers(base.raw, base.full, name, new), **dict.fromkeys(also, new)}
+        found = probe(raw, classes=base.classes)
         if found is not None and found.full.get(name) == new:
             return found
     return None
