@@ -22,7 +22,8 @@ def classes_beside(base: Probe) -> Classes:
     """The classes that share the body of a model that was built."""
 
     def names(cls: str) -> list[str]:
-        return list(stock_tensors({**base.raw, "architectures": [cls]}))
+        with quiet():
+            return list(stock_tensors({**base.raw, "architectures": [cls]}))
 
     return classes_of(base.model, frozenset(base.shapes), names)
 
@@ -102,7 +103,9 @@ class Heads(Attending):
         raw = {**self.base.raw, "architectures": [cls]}
         here = family.of(full_config(raw)[0])
         try:
-            for disk in stock_tensors(raw):
+            with quiet():
+                disks = list(stock_tensors(raw))
+            for disk in disks:
                 here.find(here.full_name(disk, lead))
         except GrowformerError as error:
             return str(error)

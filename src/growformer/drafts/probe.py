@@ -182,22 +182,25 @@ def attempt(raw: Mapping[str, Any], run: bool = True, classes: Classes | None = 
         given = inputs(model)
         shapes = {name: tuple(x.shape) for name, x in given.items() if isinstance(x, torch.Tensor)}
         classes = classes or Classes()
-        guests, heads = invited(raw, model, classes)
-        trace = watch(model, given, tuple(guests.values()))
-        heads = {name: own for name, own in heads.items() if guests[name].ran}
+        hosted: list[tuple[str, Guest, dict[str, Place]]] = []
+        trace = watch(model, given, invited(raw, model, classes, hosted))
+        heads = {name: own for name, guest, own in hosted if guest.ran}
         return Probe(dict(raw), full, saved, found, trace, model, shapes, classes, heads)
 
 
 def invited(
-    raw: Mapping[str, Any], main: Any, classes: Classes
-) -> tuple[dict[str, Guest], dict[str, dict[str, Place]]]:
-    """The models of the classes beside, with the parameters of `main` and of one another; where their own stand.
+    raw: Mapping[str, Any], main: Any, classes: Classes, hosted: list[tuple[str, Guest, dict[str, Place]]]
+) -> Iterator[Guest]:
+    """The models of the classes beside, with the parameters of `main` and of one another.
 
     A class that adds no tensor has nothing to show; one that norms what it adds is left out.
+
+    Args:
+        raw, main: the config and its model.
+        classes: which.
+        hosted: gets, for each, the class, the guest, and where its own tensors stand.
     """
     known = dict([*main.named_parameters(remove_duplicate=False), *main.named_buffers(remove_duplicate=False)])
-    guests: dict[str, Guest] = {}
-    heads: dict[str, dict[str, Place]] = {}
     for one in (c for c in classes.beside if c.fresh):
         try:
             model = build({**raw, "architectures": [one.name]})
@@ -207,18 +210,19 @@ def invited(
         except Exception:  # whatever a class raises, it is a no
             continue
         mine = share(known, model, one.lead)
-        if any(is_norm(n, m) and any(f"{one.lead}{n}.{p}" in mine for p in m._parameters)
-               for n, m in model.named_modules()):  # fmt: skip
+        normed = [n for n, module in model.named_modules() if is_norm(n, module)]
+        if any(full.rpartition(".")[0] in {one.lead + n for n in normed} for full in mine):
             continue
         named = {full: own_name(one.name, full, classes.bare) for full in mine}
         known |= {full: x for full, x in mine.items() if full in classes.bare}
-        guests[one.name] = Guest(model, given, {named[full]: x for full, x in mine.items()}, one.lead)
-        heads[one.name] = {
+        guest = Guest(model, given, {named[full]: x for full, x in mine.items()}, one.lead)
+        own = {
             one.lead + disk: Place(named[one.lead + place.param], place.dims)
             for disk, place in found.items()
             if one.lead + disk in one.fresh and one.lead + place.param in named
         }
-    return guests, heads
+        hosted.append((one.name, guest, own))
+        yield guest
 
 
 def ends(model: Any) -> tuple[Any, Any]:

@@ -189,7 +189,8 @@ class Reading:
         """The axis of the layers that read a norm on the stream with nothing between: the next ones, or the first.
 
         A norm in a layer is as those of the other layers: the last one's readers are others. What reads a tower's last
-        norm from another tower's layers is not fed by it.
+        norm from another tower's layers is not fed by it. A norm before the first layer feeds the layers if each of
+        them ends in one as well; else it is but what embeds.
         """
         own = {axis for param, (axis, _) in self._layers.items() if param.startswith(f"{name}.")}
         fed: set[str] = set()
@@ -198,9 +199,16 @@ class Reading:
             if read is None or not read.normed or plain(read.normed) != plain(name):
                 continue
             at = [i for p, (_, i) in self._layers.items() if p.startswith(f"{read.normed}.")]
-            if (axis in own and at and index == at[0] + 1) or (not own and index == 0):
+            if (axis in own and at and index == at[0] + 1) or (not own and index == 0 and axis in self._ended):
                 fed.add(axis)
         return fed.pop() if len(fed) == 1 else ""
+
+    @cached_property
+    def _ended(self) -> set[str]:
+        """The axes of layers that each end in a norm on the stream."""
+        inside = {param.rpartition(".")[0] for param in self._layers}
+        calls = [c for c in self.trace.norms if c.name in inside and self._output(c) == "stream"]
+        return {fed for call in calls if (fed := self._feeds(call.name))}
 
     @cached_property
     def _layers(self) -> dict[str, tuple[str, int]]:

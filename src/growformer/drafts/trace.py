@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -375,8 +375,8 @@ def is_norm(name: str, module: Any) -> bool:
     return not list(module.children()) and ("norm" in called or "ln_" in called) and "identity" not in called
 
 
-def watch(model: Any, inputs: Mapping[str, Any], guests: Sequence[Guest] = ()) -> Trace:
-    """Run `model` once, then its guests, and say what was seen."""
+def watch(model: Any, inputs: Mapping[str, Any], guests: Iterable[Guest] = ()) -> Trace:
+    """Run `model` once, then its guests (which may be made only then), and say what was seen."""
     mode = Watch(model)
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
