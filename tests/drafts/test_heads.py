@@ -12,6 +12,7 @@ from growformer.algebra import Power
 from growformer.api import expand_checkpoint
 from growformer.api.checks.cover import cover_family
 from growformer.api.checks.samples import save_tiny
+from growformer.drafts import infer
 from growformer.drafts.classes import classes_of
 from growformer.drafts.probe import attempt, build
 from growformer.drafts.trace import Guest, watch
@@ -103,9 +104,9 @@ def test_classes_of_another_body_are_left_out_by_name() -> None:
         return bodies[name]
 
     found = classes_of(model, names, of)
-    assert [(one.name, one.lead, one.fresh) for one in found.beside] == [
-        ("LlamaModel", "model.", ()),
-        ("LlamaForSequenceClassification", "", ("score.weight",)),
+    assert [(one.name, one.lead, one.fresh, one.shows) for one in found.beside] == [
+        ("LlamaModel", "model.", (), False),
+        ("LlamaForSequenceClassification", "", ("score.weight",), True),
     ]
     assert found.bare == names - {"lm_head.weight"}
     assert "it has no model." in found.apart["LlamaForTokenClassification"]
@@ -152,3 +153,39 @@ def test_a_guest_shows_its_own_tensors_and_changes_nothing_else() -> None:
     trace = watch(main, given, [broken])
     assert not broken.ran and len(trace.adds) == len(alone.adds)
     assert trace.params["Guest:head.weight"][1][0].root is not next(n.root for d in trace.residual for n in d)
+
+
+def test_a_head_by_the_same_name_that_reads_something_else_is_no_guest() -> None:
+    main, given = Body(head=5), {"ids": torch.tensor([[1, 2, 4]])}
+    assert main.head is not None
+
+    def guest(broken: bool) -> Guest:
+        """Shares the head; where `broken`, reads what the head itself wrote before."""
+        other = Body(head=5)
+        other.table, other.f, other.head = main.table, main.f, main.head
+        if broken:
+            assert other.head is not None
+            other.head = torch.nn.Sequential(other.head, other.head)  # type: ignore[assignment]
+        return Guest(other, given, {}, loose=frozenset({"head.weight"}))
+
+    wrong, right = guest(True), guest(False)
+    trace = watch(main, given, [wrong, right])
+    assert right.ran and not wrong.ran
+    rows, columns = trace.params["head.weight"]
+    assert rows[0].root is not columns[0].root  # nothing of the refused run was taken over
+
+
+def test_a_draft_from_a_classifier_serves_no_class_that_classifies_something_else() -> None:
+    raw = {**FAMILIES["distilbert"].sample, "model_type": "distilbert"}
+    found = infer({**raw, "architectures": ["DistilBertForSequenceClassification"]})
+    assert "DistilBertForTokenClassification" not in found.family.architectures
+    assert any("DistilBertForTokenClassification is not served" in said for said in found.guesses)
+    assert "DistilBertModel" in found.family.architectures  # the control
+
+
+@pytest.mark.slow
+def test_a_field_that_the_config_class_fills_in_follows_the_one_it_repeats() -> None:
+    assert drafted("deberta_v2").follows["pooler_hidden_size"] == "hidden_size"
+    # The control: one that the sample states is a size of its own.
+    assert "pooler_output_size" not in drafted("vit").follows
+    assert drafted("vit").axes["pooled"] != drafted("vit").axes["hidden"]

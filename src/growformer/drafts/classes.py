@@ -18,11 +18,18 @@ class Beside:
         name: the class.
         lead: what its names on disk leave out (the prefix of a bare model), or "".
         fresh: the names, in full, of tensors that no class before it has.
+        headed: it has tensors that the bare model lacks.
     """
 
     name: str
     lead: str = ""
     fresh: tuple[str, ...] = ()
+    headed: bool = False
+
+    @property
+    def shows(self) -> bool:
+        """Whether a run of it may show what no run before did."""
+        return self.headed or bool(self.fresh)
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,7 @@ def classes_of(main: Any, names: frozenset[str], names_of: Callable[[str], Colle
         lead = next((full[: -len(disk)] for full, disk in both.items()), "")
         fresh = tuple(full for full in both if full not in seen)
         seen |= {full for full in fresh if full in body}  # heads of two classes may be called the same
-        out.append(Beside(name, lead, fresh))
+        out.append(Beside(name, lead, fresh, bool(both.keys() - body)))
     return Classes(body if shared else frozenset(), tuple(out), apart)
 
 

@@ -79,8 +79,10 @@ class Heads(Attending):
         served = [family.architectures[0]]
         apart = dict(classes.apart)
         for one in classes.beside:
-            if one.fresh and one.name not in self.base.heads:
-                apart[one.name] = "its tiny model does not run, or has norms of its own"
+            if one.shows and one.name not in self.base.heads:
+                apart[one.name] = (
+                    "its tiny model does not run, or has norms of its own, or another head by the same name"
+                )
             elif said := self._uncovered(family, one.name, one.lead):
                 apart[one.name] = said
             else:

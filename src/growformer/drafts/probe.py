@@ -193,7 +193,7 @@ def invited(
 ) -> Iterator[Guest]:
     """The models of the classes beside, with the parameters of `main` and of one another.
 
-    A class that adds no tensor has nothing to show; one that norms what it adds is left out.
+    One that norms what it adds is left out.
 
     Args:
         raw, main: the config and its model.
@@ -201,7 +201,9 @@ def invited(
         hosted: gets, for each, the class, the guest, and where its own tensors stand.
     """
     known = dict([*main.named_parameters(remove_duplicate=False), *main.named_buffers(remove_duplicate=False)])
-    for one in (c for c in classes.beside if c.fresh):
+    prefix = f"{main.base_model_prefix}."  # in memory; names on disk may be others
+    heads = frozenset(n for n in known if not n.startswith(prefix) and any(m.startswith(prefix) for m in known))
+    for one in (c for c in classes.beside if c.shows):
         try:
             model = build({**raw, "architectures": [one.name]})
             if getattr(model.config, "pad_token_id", None) is None:
@@ -215,7 +217,7 @@ def invited(
             continue
         named = {full: own_name(one.name, full, classes.bare) for full in mine}
         known |= {full: x for full, x in mine.items() if full in classes.bare}
-        guest = Guest(model, given, {named[full]: x for full, x in mine.items()}, one.lead)
+        guest = Guest(model, given, {named[full]: x for full, x in mine.items()}, one.lead, heads)
         own = {
             one.lead + disk: Place(named[one.lead + place.param], place.dims)
             for disk, place in found.items()

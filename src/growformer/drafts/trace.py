@@ -135,13 +135,15 @@ class Guest:
         model, given: the model and its inputs.
         own: the parameters and buffers that it does not share, by name.
         lead: what names of its modules leave out.
-        ran: it could be run.
+        loose: shared tensors of heads, which may be called the same and yet read something else.
+        ran: it could be run, and read each of those as the model does.
     """
 
     model: Any
     given: Mapping[str, Any]
     own: Mapping[str, torch.Tensor]
     lead: str = ""
+    loose: frozenset[str] = frozenset()
     ran: bool = False
 
 
@@ -153,6 +155,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.trace = Trace()
         self.known: dict[int, tuple[torch.Tensor, Info]] = {}
         self.hooks: list[Any] = []
+        self.loose = frozenset[str]()
         self.meet(dict([*model.named_parameters(), *model.named_buffers()]))
         self.hook(model)
 
@@ -180,12 +183,14 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             trace.scores, trace.adds, trace.norms, trace.streams, trace.residual, trace.sides
         ]  # fmt: skip
         sizes = [len(seen) for seen in lists]
+        self.loose = guest.loose
         try:
             with self:
                 guest.model(**guest.given)
             guest.ran = True
         except Exception:  # whatever a class raises, it is a no
             guest.ran = False
+        self.loose = frozenset()
         for seen, size in zip(lists, sizes, strict=True):
             del seen[size:]
 
