@@ -162,11 +162,13 @@ class Frozen:
         axes: their names.
         reason: why, as the rest of a sentence that begins with the request.
         unless: config fields with the values under which they can; empty: never.
+        ordered: their channels have an order, for the code gives each numbers of its own (positions that it computes).
     """
 
     axes: tuple[str, ...]
     reason: str
     unless: Mapping[str, object] = field(default_factory=dict)
+    ordered: bool = False
 
 
 @dataclass(frozen=True)

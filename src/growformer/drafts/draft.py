@@ -21,9 +21,9 @@ from growformer.algebra import (
 )
 from growformer.algebra.sizes import fields_of
 from growformer.checkpoint.stock import full_config, last_line
-from growformer.drafts.attending import Attending
+from growformer.drafts.heads import Heads, When, classes_beside
 from growformer.drafts.names import Named
-from growformer.drafts.probe import Config, attempt, probe, runs
+from growformer.drafts.probe import Config, attempt, integers, probe, runs
 from growformer.drafts.settled import blanked, frozen, unexplained
 from growformer.errors import RequestError
 
@@ -54,6 +54,7 @@ def infer(raw: Mapping[str, Any]) -> Draft:
     """
     try:
         base = attempt(raw)
+        base = attempt(raw, classes=classes_beside(base))
     except Exception as error:  # whatever transformers raises; the text is what a user needs
         said = f"{type(error).__name__}: {last_line(error)}"
         inner = [v for v in full_config(raw)[0].values() if isinstance(v, dict)]
@@ -67,7 +68,7 @@ def infer(raw: Mapping[str, Any]) -> Draft:
 _NOT_SIZES = ("dropout", "_token_id", "sliding_window", "pad", "dtype", "torch", "pruned", "id2label", "label")
 
 
-class Drafting(Attending):
+class Drafting(Heads):
     """Puts the family together."""
 
     def draft(self) -> Draft:
@@ -79,15 +80,24 @@ class Drafting(Attending):
             if said is not None:
                 tensors[text] = self._indexed(text, said)
         optional = self._optional(self.names, tensors)
-        return self._family(self.names, tensors, optional, attention)
+        tasks, when = self._tasks(tensors)
+        return self._family(self.names, tensors, tasks, when, optional, attention)
 
     def _family(
-        self, names: Named, tensors: dict[str, str], optional: dict[str, str], attention: list[Attention]
+        self,
+        names: Named,
+        tensors: dict[str, str],
+        tasks: dict[str, str],
+        when: When,
+        switched: dict[str, str],
+        attention: list[Attention],
     ) -> Draft:
         base, axes = self.base, self.patterns.axes
         model = base.model
         raw = {k: v for k, v in base.raw.items() if k != "architectures"}
-        named = {a for t in tensors.values() for a in TensorPattern.parse(t).axes()}
+        # What a class may lack, it may lack under any switch.
+        optional = {name: switch for name, switch in switched.items() if name not in tasks}
+        named = {a for t in (*tensors.values(), *tasks.values()) for a in TensorPattern.parse(t).axes()}
         named |= {a for t in tensors for a in re.findall(r"{(\w+)}", t)}
         sizes = {a: s for a, s in axes.sizes.items() if a in named or a in names.layers}
         if "value" not in sizes and "key" in sizes:
@@ -137,15 +147,15 @@ class Drafting(Attending):
         copied = self._copied()
         follows = {k: v for k, v in self.follows.items() if k not in spoken}
         leaders = {s.name: axis for axis, s in sizes.items() if isinstance(s, Field)}
-        for key in ("num_key_value_heads", "num_kv_heads", "head_dim"):
-            if key in base.full and key not in spoken and isinstance(base.full[key], int):
-                same = [n for n in leaders if base.full[n] == base.full[key]]
-                # A head size that the config class works out moves along; a count of heads was written down.
-                led = [n for n in same if self.every.get(n, base).full.get(key) != base.full[key]]
-                led = led or [n for n in same if leaders[n] == "heads" and "heads" in key]
-                if led:
-                    follows[key] = led[0]
-                    self.guesses.append(f"{key} repeats {led[0]}: a guess")
+        for key in (k for k in integers(base.full) if k not in spoken):
+            same = [n for n in leaders if base.full[n] == base.full[key]]
+            # What the config class works out moves along; a count of heads was written down.
+            led = [n for n in same if self.every.get(n, base).full.get(key) != base.full[key]]
+            if key in ("num_key_value_heads", "num_kv_heads"):
+                led = led or [n for n in same if leaders[n] == "heads"]
+            if led:
+                follows[key] = led[0]
+                self.guesses.append(f"{key} repeats {led[0]}: a guess")
         spoken |= set(follows)
         attention = self._sound(attention, sizes)
         rules = self._rules(sizes)
@@ -153,7 +163,7 @@ class Drafting(Attending):
         from transformers import PreTrainedConfig
 
         common = set(PreTrainedConfig().to_dict()) | {"rope_parameters", "rope_theta", "rope_scaling"}
-        requires = {s: base.full[s] for s in self.switches if s not in optional.values()}
+        requires = {s: base.full[s] for s in self.switches if s not in switched.values()}
         neutral = tuple(
             k
             for k in {**defaults, **raw}
@@ -166,16 +176,13 @@ class Drafting(Attending):
         neutral += tuple(k for k in ("decoder_start_token_id",) if base.full.get(k) is not None and k not in neutral)
         prefix = f"{model.base_model_prefix}." if model.base_model_prefix else ""
         bare = bool(prefix) and any(n.startswith(prefix) for n in base.shapes)
-        classes = [type(model).__name__]
-        inner = getattr(model, model.base_model_prefix, None) if bare else None
-        if inner is not None and type(inner).__name__ not in classes:
-            classes.append(type(inner).__name__)
         family = Family(
             name=str(raw["model_type"]),
             model_types=(str(raw["model_type"]),),
-            architectures=tuple(classes),
+            architectures=(type(model).__name__,),
             axes=sizes,
             tensors=tensors,
+            tasks=tasks,
             norms=self.norms,
             attention=attention[0] if len(attention) == 1 else tuple(attention),
             experts=experts,
@@ -191,9 +198,10 @@ class Drafting(Attending):
             rules=rules,
             requires=requires,
             neutral=neutral,
+            when=when,
             sample={k: v for k, v in raw.items() if k != "model_type"},
         )
-        family = self._understood(family)
+        family = self._serving(self._understood(family))
         family = replace(family, frozen=frozen(family, base, self.probes))
         for param, scale in base.trace.scales.items() if base.trace else ():
             moved = {
@@ -212,15 +220,16 @@ class Drafting(Attending):
         if not lost:
             return family
         named = re.compile(rf"\b({'|'.join(map(re.escape, lost))})\b")
-        tensors = {n: blanked(t, named) for n, t in family.tensors.items() if not set(lost) & set(NamePattern(n).axes)}
-        if len(tensors) < len(family.tensors):
+        if set(lost) & {a for n in (*family.tensors, *family.tasks) for a in NamePattern(n).axes}:
             return family  # an axis in names cannot be left out
+        tensors, tasks = ({n: blanked(t, named) for n, t in of.items()} for of in (family.tensors, family.tasks))
         for said in dict.fromkeys(lost.values()):
             self.guesses.append(f"{', '.join(a for a, x in lost.items() if x == said)}: not named, for {said}")
         return replace(
             family,
             axes={a: s for a, s in family.axes.items() if a not in lost},
             tensors=tensors,
+            tasks=tasks,
             norms={r: n for r, n in family.norms.items() if not set(n.axes) & set(lost)},
             attention=tuple(self._sound(list(family.attentions), set(family.axes) - set(lost))),
             copied={a: s for a, s in family.copied.items() if a not in lost},

@@ -218,6 +218,8 @@ def _read(w: Watch, weight: Info, read: int, write: int, data: Info) -> None:
 def _mm(w: Watch, args: Any, kwargs: Any, outs: Any) -> Info:
     a, b = w.of(args[0]), w.of(args[1])
     a = _table(a) if a.param and b.param else a
+    if {a.param, b.param} & w.loose and {n.root for n in a.dims[-1]} != {n.root for n in b.dims[-2]}:
+        raise ValueError(f"{a.param or b.param} reads something else here")
     align(a.dims[-1], b.dims[-2])
     batch = tuple(a.dims[:-2])
     for x, y in zip(a.dims[:-2], b.dims[:-2], strict=True):

@@ -92,6 +92,9 @@ class Patterns:
             "k": {n for s in self.scores for n in s.key.made},
             "v": {n for s in self.scores if s.value for n in s.value.made},
         }
+        guests = self.trace.guests
+        mine = {n.root for p, dims in self.trace.params.items() if p not in guests for d in dims for n in d}
+        self.apart = {n.root for p in guests for d in self.trace.params[p] for n in d} - mine
         self.heads: set[Node] = set()
         self.kv: dict[Node, Node] = {}
         for score in self.scores:
@@ -202,6 +205,8 @@ class Patterns:
             return self._leaf(kind, root), role
         if root in self.streams:
             return self._leaf("hidden", root), role
+        if root in self.apart and not isinstance(self.sizes.of(root), Size):
+            return "_", role  # labels and pixels: as many as a checkpoint has
         parts = tiles(node)
         role = role or self._whole_role(node, parts)
         size = self.sizes.of(root)
@@ -246,7 +251,7 @@ class Patterns:
             return "key"
         if role == "v" or any(root is n.root for s in self.scores if s.value for n in s.value.dims[-1]):
             return "value"
-        return "inner"
+        return "pooled" if root in self.apart else "inner"
 
     def _leaf(self, kind: str, root: Node) -> str:
         size = self.sizes.of(root)
@@ -257,7 +262,7 @@ class Patterns:
         known = next(
             (a for a, s in self.axes.sizes.items() if s == size and self.axes.kinds[a] in ("vocab", "experts")), ""
         )
-        if known and kind in ("inner", "_", "vocab", "experts"):
+        if known and kind in ("inner", "pooled", "_", "vocab", "experts"):
             return known
         if kind == "_":
             return "_"

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from growformer.checkpoint.stock import disk_names, full_config, stock_class
-from growformer.drafts.trace import Trace, watch
+from growformer.drafts.classes import Classes, own_name, share
+from growformer.drafts.trace import Guest, Trace, is_norm, watch
 
 Config = dict[str, Any]
 
@@ -33,6 +34,8 @@ class Probe:
         places: where each of them stands in memory.
         trace: what a forward pass showed; None where it was not run.
         given: the shapes of what it was given.
+        classes: those beside its own.
+        heads: by class that was run as well, where its own tensors stand, by their names in full.
     """
 
     raw: Config
@@ -42,6 +45,8 @@ class Probe:
     trace: Trace | None = None
     model: Any = None
     given: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    classes: Classes = field(default_factory=Classes)
+    heads: dict[str, dict[str, Place]] = field(default_factory=dict)
 
 
 def class_of(raw: Mapping[str, Any]) -> Any:
@@ -148,20 +153,21 @@ def places(model: Any) -> dict[str, Place]:
     return out
 
 
-def probe(raw: Mapping[str, Any], run: bool = True) -> Probe | None:
+def probe(raw: Mapping[str, Any], run: bool = True, classes: Classes | None = None) -> Probe | None:
     """Build and watch the model of a config; None where the config or the model refuses."""
     try:
-        return attempt(raw, run)
+        return attempt(raw, run, classes)
     except Exception:  # whatever a class raises, it is a no
         return None
 
 
-def attempt(raw: Mapping[str, Any], run: bool = True) -> Probe:
+def attempt(raw: Mapping[str, Any], run: bool = True, classes: Classes | None = None) -> Probe:
     """The same, and what is raised is raised.
 
     Args:
         raw: a tiny config.
         run: False builds the model on the meta device, for names and shapes alone.
+        classes: to run beside its own.
     """
     import torch
 
@@ -175,7 +181,50 @@ def attempt(raw: Mapping[str, Any], run: bool = True) -> Probe:
         untie(model)
         given = inputs(model)
         shapes = {name: tuple(x.shape) for name, x in given.items() if isinstance(x, torch.Tensor)}
-        return Probe(dict(raw), full, saved, found, watch(model, given), model, shapes)
+        classes = classes or Classes()
+        hosted: list[tuple[str, Guest, dict[str, Place]]] = []
+        trace = watch(model, given, invited(raw, model, classes, hosted))
+        heads = {name: own for name, guest, own in hosted if guest.ran}
+        return Probe(dict(raw), full, saved, found, trace, model, shapes, classes, heads)
+
+
+def invited(
+    raw: Mapping[str, Any], main: Any, classes: Classes, hosted: list[tuple[str, Guest, dict[str, Place]]]
+) -> Iterator[Guest]:
+    """The models of the classes beside, with the parameters of `main` and of one another.
+
+    One that norms what it adds is left out.
+
+    Args:
+        raw, main: the config and its model.
+        classes: which.
+        hosted: gets, for each, the class, the guest, and where its own tensors stand.
+    """
+    known = dict([*main.named_parameters(remove_duplicate=False), *main.named_buffers(remove_duplicate=False)])
+    prefix = f"{main.base_model_prefix}."  # in memory; names on disk may be others
+    heads = frozenset(n for n in known if not n.startswith(prefix) and any(m.startswith(prefix) for m in known))
+    for one in (c for c in classes.beside if c.shows):
+        try:
+            model = build({**raw, "architectures": [one.name]})
+            if getattr(model.config, "pad_token_id", None) is None:
+                model.config.pad_token_id = 0  # a classifier looks for the last token that is none
+            found, given = places(model), inputs(model)
+        except Exception:  # whatever a class raises, it is a no
+            continue
+        mine = share(known, model, one.lead)
+        normed = [n for n, module in model.named_modules() if is_norm(n, module)]
+        if any(full.rpartition(".")[0] in {one.lead + n for n in normed} for full in mine):
+            continue
+        named = {full: own_name(one.name, full, classes.bare) for full in mine}
+        known |= {full: x for full, x in mine.items() if full in classes.bare}
+        guest = Guest(model, given, {named[full]: x for full, x in mine.items()}, one.lead, heads)
+        own = {
+            one.lead + disk: Place(named[one.lead + place.param], place.dims)
+            for disk, place in found.items()
+            if one.lead + disk in one.fresh and one.lead + place.param in named
+        }
+        hosted.append((one.name, guest, own))
+        yield guest
 
 
 def ends(model: Any) -> tuple[Any, Any]:
@@ -247,7 +296,8 @@ def changed(base: Probe, name: str, also: Sequence[str] = ()) -> Probe | None:
     # Doubling and halving keep ratios whole; layers cost time.
     steps = near if "layer" in name else [2 * old, 3 * old // 2, old // 2, *near]
     for new in (n for n in dict.fromkeys(steps) if n > 0 and n != old):
-        found = probe({**with_layers(base.raw, base.full, name, new), **dict.fromkeys(also, new)})
+        raw = {**with_layers(base.raw, base.full, name, new), **dict.fromkeys(also, new)}
+        found = probe(raw, classes=base.classes)
         if found is not None and found.full.get(name) == new:
             return found
     return None

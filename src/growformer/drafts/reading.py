@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import re
+from functools import cached_property
 from typing import Any
 
-from growformer.algebra import Norm
+from growformer.algebra import NamePattern, Norm
 from growformer.drafts.modules import eps_fields, measure
 from growformer.drafts.names import Named, name_patterns
 from growformer.drafts.patterns import Patterns
@@ -84,19 +85,22 @@ class Reading:
         for a, b in itertools.combinations(stuck, 2):
             x, y = self.base.full[a], self.base.full[b]
             for new in ({a: 2 * x, b: 2 * y}, {a: 2 * x, b: y // 2}, {a: x // 2, b: 2 * y}):
-                got = probe({**self.base.raw, **new}) if min(new.values()) > 0 else None
+                got = probe({**self.base.raw, **new}, classes=self.base.classes) if min(new.values()) > 0 else None
                 if got is not None and (got.shapes != self.base.shapes or self._moved(got)):
                     found[f"{a}{JOINT}{b}"] = got
                     break
         return found
 
     def _moved(self, got: Probe) -> bool:
-        """Heads that follow from the hidden size move no shape; the trace shows them."""
+        """Heads that follow from the hidden size move no shape, and tensors of another class none of this one's; the
+        trace shows them."""
         a, b = self.base.trace, got.trace
         if a is None or b is None:
             return False
         sizes = [[(s.axis[-1].size if s.axis else 1, [n.size for n in s.heads]) for s in t.scores] for t in (a, b)]
-        return sizes[0] != sizes[1]
+        ran = [p.param for cls in self.base.heads.keys() & got.heads.keys() for p in got.heads[cls].values()]
+        widths = [[size_of(d) for p in ran if p in t.params for d in t.params[p]] for t in (a, b)]
+        return sizes[0] != sizes[1] or widths[0] != widths[1]
 
     def _switches(self) -> dict[str, Probe]:
         """Every true-or-false field turned over, where its model builds and has other tensors."""
@@ -133,7 +137,9 @@ class Reading:
                 self.guesses.append(f"{call.name}: what it is a norm over, {' '.join(over)}, is no product of axes")
                 continue
             eps: str | float = self.eps.get(call.name, found.eps)
-            norm = Norm(axis, found.kind, eps=eps, gain=found.gain, output=self._output(call))
+            output = self._output(call)
+            feeds = self._feeds(call.name) if output == "stream" else ""
+            norm = Norm(axis, found.kind, eps=eps, gain=found.gain, output=output, feeds=feeds)
             if final and plain(call.name) == plain(final):
                 # In a layer (BART) it is a norm like those of the layers before.
                 role = "final" if final == plain(final) else "last"
@@ -178,6 +184,44 @@ class Reading:
                     )
                     return "stream" if on_stream else "added"
         return "branch"
+
+    def _feeds(self, name: str) -> str:
+        """The axis of the layers that read a norm on the stream with nothing between: the next ones, or the first.
+
+        A norm in a layer is as those of the other layers: the last one's readers are others. What reads a tower's last
+        norm from another tower's layers is not fed by it. A norm before the first layer feeds the layers if each of
+        them ends in one as well; else it is but what embeds.
+        """
+        own = {axis for param, (axis, _) in self._layers.items() if param.startswith(f"{name}.")}
+        fed: set[str] = set()
+        for param, (axis, index) in self._layers.items():
+            read = self.trace.reads.get(param)
+            if read is None or not read.normed or plain(read.normed) != plain(name):
+                continue
+            at = [i for p, (_, i) in self._layers.items() if p.startswith(f"{read.normed}.")]
+            if (axis in own and at and index == at[0] + 1) or (not own and index == 0 and axis in self._ended):
+                fed.add(axis)
+        return fed.pop() if len(fed) == 1 else ""
+
+    @cached_property
+    def _ended(self) -> set[str]:
+        """The axes of layers that each end in a norm on the stream."""
+        inside = {param.rpartition(".")[0] for param in self._layers}
+        calls = [c for c in self.trace.norms if c.name in inside and self._output(c) == "stream"]
+        return {fed for call in calls if (fed := self._feeds(call.name))}
+
+    @cached_property
+    def _layers(self) -> dict[str, tuple[str, int]]:
+        """By parameter of a layer, the axis of its layers and its number."""
+        out = {}
+        for text, disks in self.names.patterns.items():
+            pattern = NamePattern(text)
+            for axis in (a for a in self.names.layers if a in pattern.axes):
+                for disk in disks:
+                    index, place = pattern.match(disk), self.base.places.get(disk)
+                    if index is not None and place is not None:
+                        out[place.param] = (axis, index[axis])
+        return out
 
     def _named(self) -> Named:
         extra = []

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from growformer.algebra import WILD, Family, Field, Frozen, Times
+from growformer.algebra import WILD, Family, Field, Frozen, TensorPattern, Times
+from growformer.algebra.sizes import fields_of
 from growformer.drafts.probe import Probe
 from growformer.errors import GrowformerError
 from growformer.planning.cover import stored_dims
@@ -31,13 +32,26 @@ def frozen(family: Family, base: Probe, probes: Mapping[str, Probe]) -> tuple[Fr
                 said = f"the class takes another {part} only with another {' or '.join(_partners(part, probes))}"
                 found |= {axis: said for axis in sized_by(family, part) if axis not in found}
     found = unexplained(family, base, probes) | found
+    found |= dict.fromkeys(_outputs(family), "it is an output of the model, and nothing reads it")
     loose = next(_loose(base), "") if "hidden" not in found else ""
     if loose and "hidden" in family.axes:
         found["hidden"] = loose
     grouped: dict[str, list[str]] = {}
     for axis, reason in found.items():
         grouped.setdefault(reason, []).append(axis)
-    return tuple(Frozen(tuple(axes), reason) for reason, axes in grouped.items())
+    return tuple(Frozen(tuple(axes), reason, ordered=reason == loose) for reason, axes in grouped.items())
+
+
+def _outputs(family: Family) -> list[str]:
+    """Axes with fields of their own that the tensors of some class write and those of none read."""
+    stands: dict[str, set[str]] = {}
+    for text in family.tasks.values():
+        for atom in TensorPattern.parse(text).atoms():
+            stands.setdefault(str(atom.axis), set()).add(atom.stand)
+    inside = {axis for text in family.tensors.values() for axis in TensorPattern.parse(text).axes()}
+    fields = {a: fields_of(s) for a, s in family.axes.items()}
+    shared = {a for a in fields if any(fields[a] & other for b, other in fields.items() if b != a)}
+    return [a for a, stand in stands.items() if stand == {"write"} and a in fields and a not in {*inside, *shared}]
 
 
 def unexplained(family: Family, base: Probe, probes: Mapping[str, Probe]) -> dict[str, str]:

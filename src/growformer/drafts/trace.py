@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -106,6 +106,7 @@ class Trace:
         scaled: by weight, the vector that its output was multiplied by, channel by channel.
         touched: every parameter that some operation took.
         sides: of every sum on a stream, its last dim, and by which parameters each side came.
+        guests: the parameters of other classes' own.
     """
 
     params: dict[str, tuple[Dim, ...]] = field(default_factory=dict)
@@ -123,6 +124,27 @@ class Trace:
     sides: list[tuple[Dim, frozenset[str], frozenset[str]]] = field(default_factory=list)
     used: dict[str, str] = field(default_factory=dict)
     outputs: dict[str, torch.Tensor] = field(default_factory=dict)
+    guests: set[str] = field(default_factory=set)
+
+
+@dataclass
+class Guest:
+    """A model that shares parameters with the one that is watched.
+
+    Attributes:
+        model, given: the model and its inputs.
+        own: the parameters and buffers that it does not share, by name.
+        lead: what names of its modules leave out.
+        loose: shared tensors of heads, which may be called the same and yet read something else.
+        ran: it could be run, and read each of those as the model does.
+    """
+
+    model: Any
+    given: Mapping[str, Any]
+    own: Mapping[str, torch.Tensor]
+    lead: str = ""
+    loose: frozenset[str] = frozenset()
+    ran: bool = False
 
 
 class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -133,14 +155,44 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.trace = Trace()
         self.known: dict[int, tuple[torch.Tensor, Info]] = {}
         self.hooks: list[Any] = []
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        self.loose = frozenset[str]()
+        self.meet(dict([*model.named_parameters(), *model.named_buffers()]))
+        self.hook(model)
+
+    def meet(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Give every dim of the tensors a node of its own."""
+        for name, tensor in tensors.items():
             if tensor.is_floating_point():
                 dims = tuple(fresh(n) for n in tensor.shape)
                 self.trace.params[name] = dims
                 self.keep(tensor, Info(dims, param=name))
+
+    def hook(self, model: Any, lead: str = "") -> None:
+        """Note calls of the norms of a model, whose names leave out `lead`."""
         for name, module in model.named_modules():
             if is_norm(name, module):
-                self.hooks.append(module.register_forward_hook(self._norm(name), with_kwargs=True))
+                self.hooks.append(module.register_forward_hook(self._norm(lead + name), with_kwargs=True))
+
+    def host(self, guest: Guest) -> None:
+        """Watch another model for its own parameters alone: what it shares was seen before."""
+        trace = self.trace
+        self.meet(guest.own)
+        trace.guests |= set(guest.own)
+        self.hook(guest.model, guest.lead)
+        lists: list[list[Any]] = [
+            trace.scores, trace.adds, trace.norms, trace.streams, trace.residual, trace.sides
+        ]  # fmt: skip
+        sizes = [len(seen) for seen in lists]
+        self.loose = guest.loose
+        try:
+            with self:
+                guest.model(**guest.given)
+            guest.ran = True
+        except Exception:  # whatever a class raises, it is a no
+            guest.ran = False
+        self.loose = frozenset()
+        for seen, size in zip(lists, sizes, strict=True):
+            del seen[size:]
 
     def _norm(self, name: str) -> Callable[..., None]:
         def hook(module: Any, args: Any, kwargs: Any, out: Any) -> None:
@@ -328,14 +380,17 @@ def is_norm(name: str, module: Any) -> bool:
     return not list(module.children()) and ("norm" in called or "ln_" in called) and "identity" not in called
 
 
-def watch(model: Any, inputs: Mapping[str, Any]) -> Trace:
-    """Run `model` once and say what was seen."""
+def watch(model: Any, inputs: Mapping[str, Any], guests: Iterable[Guest] = ()) -> Trace:
+    """Run `model` once, then its guests (which may be made only then), and say what was seen."""
     mode = Watch(model)
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad(), mode:
             model(**inputs)
+        with torch.no_grad():
+            for guest in guests:
+                mode.host(guest)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         mode.close()

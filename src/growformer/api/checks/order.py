@@ -68,7 +68,9 @@ class Orders:
         self.by_group[", ".join(axes)] = dict(axes)
 
     def _plain(self) -> None:
-        for group in self.layout.groups():
+        ordered = {axis: frozen.reason for frozen in self.family.frozen if frozen.ordered for axis in frozen.axes}
+        self.fixed |= {axis: f"its channels have an order: {ordered[axis]}" for axis in ordered}
+        for group in (g for g in self.layout.groups() if not set(g) & ordered.keys()):
             order = self._draw(max(self.sizes[axis] for axis in group))
             self._put(dict.fromkeys(group, order))
 
