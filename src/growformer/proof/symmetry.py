@@ -51,7 +51,7 @@ def inseparable(facts: Facts, tensors: Sequence[Placed], target: Tensors) -> dic
                 if j == tensor.index[axis.name]:
                     name = named[tensor.at.text, *{**tensor.index, axis.name: i}.items()]
                     held[k] = torch.equal(target.read(tensor.name), target.read(name))
-        found = sum(len(pairs[held, 0].unique()) for held in alike.values())
+        found = sum(len(set(pairs[held, 0].tolist())) for held in alike.values())
         out[axis.name] = (found, axis.new * len(alike))
     return {name: counts for name, counts in out.items() if counts[0]}
 
