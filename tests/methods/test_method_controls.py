@@ -17,7 +17,7 @@ from growformer.planning import apply, make_plan
 from tests.proof.certified import GPT2, LLAMA, Growth, failing, make_source
 
 UP, GATE, DOWN = (f"model.layers.1.mlp.{n}_proj.weight" for n in ("up", "gate", "down"))
-Q, K, V, O = (f"model.layers.1.self_attn.{n}_proj.weight" for n in "qkvo")
+Q, K, V, OUT = (f"model.layers.1.self_attn.{n}_proj.weight" for n in "qkvo")
 UNITS = {"intermediate_size": 33}
 HEADS = {"num_attention_heads": 8, "num_key_value_heads": 4}
 QUERIES = {"num_attention_heads": 8}
@@ -109,7 +109,7 @@ WRONG: dict[str, tuple[str, dict[str, int], Break, tuple[str, ...]]] = {
     "no partners told": ("twins", UNITS, told("mlp", lift=[[28, 0], [5, None]]), (DOWN, "zero")),
     "pairs told of what is closed": ("twins", UNITS, told("mlp", closed="readers"), (DOWN, "zero")),
     "a head's twin": ("twins", HEADS, put(V, (12, 0), 0.25), (V, "partner")),
-    "an output of one sign": ("twins", HEADS, put(O, (0, 24)), (O, "partner")),
+    "an output of one sign": ("twins", HEADS, put(OUT, (0, 24)), (OUT, "partner")),
     "queries of a pair differ": ("twins", QUERIES, put(Q, (12, 0), 0.25), (Q, "partner")),
     "heads that read other values": (
         "twins",
@@ -126,7 +126,7 @@ WRONG: dict[str, tuple[str, dict[str, int], Break, tuple[str, ...]]] = {
     "one copy's part": ("hyperclone", UNITS, put(DOWN, (4, 30), 0.25), (DOWN,)),
     "one copy's part, uneven": ("lemon", UNITS, put(DOWN, (4, 2), 0.25), (DOWN,)),
     "one copy's part with noise": ("matrix-split", UNITS, put(DOWN, (4, 30), 0.25), (DOWN,)),
-    "one copy's half": ("halves", HEADS, put(O, (4, 30), 0.25), (O,)),
+    "one copy's half": ("halves", HEADS, put(OUT, (4, 30), 0.25), (OUT,)),
     "a reader of the stream": ("dyadic", HIDDEN, put(Q, (4, 30), 0.25), (Q,)),
     "what reads its own": ("staged", HIDDEN, put(Q, (4, 30), 0.25), (Q,)),
     "a copy that is none": ("lemon", UNITS, put(UP, (30, 3), 0.25), (UP, "[30, 3]")),
@@ -155,7 +155,7 @@ WRONG: dict[str, tuple[str, dict[str, int], Break, tuple[str, ...]]] = {
     "new heads on old values, o open": (
         "paper",
         QUERIES,
-        both(told("heads", closed="writers"), put(O, (4, 14), 0.25)),
+        both(told("heads", closed="writers"), put(OUT, (4, 14), 0.25)),
         ("heads", "old values"),
     ),
     "a new layer's output": (

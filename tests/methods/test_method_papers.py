@@ -58,7 +58,7 @@ def in_all_blocks(method: str, part: float, off: float | None = None) -> Grown:
 
 
 def paper() -> None:
-    # arXiv 2308.06103: Theorem 3.1 (new rows of W2 are zero, new columns of W1 free), Theorem 3.5 (the other way round).
+    # arXiv 2308.06103: Theorem 3.1 (new rows of W2 are zero, columns of W1 free), Theorem 3.5 (the other way round).
     case = grow("llama", "paper", intermediate_size=41, hidden_size=48)
     old, new = case.pair(MLP.format(1, "down"))
     assert torch.equal(new[:24, :28], old) and not new[:24, 28:].any() and not new[24:].any()
@@ -82,7 +82,7 @@ def zero_in() -> None:
 
 
 def twins() -> None:
-    # Units in pairs, (u, +w) and (u, -w); of an odd number the last is read with zeros. No unit is zero where it is written.
+    # Units in pairs, (u, +w) and (u, -w); of an odd number the last is read with zeros. None is written with zeros.
     case = grow("llama", "twins", intermediate_size=33, num_attention_heads=8, num_key_value_heads=4)
     up, gate, down = (case.after.tensors[MLP.format(2, n)] for n in ("up", "gate", "down"))
     for wrote in (up, gate):
@@ -95,10 +95,14 @@ def twins() -> None:
         assert torch.equal(one, other) and one.all()
     one, other = o[:, 40:].chunk(2, 1)
     assert torch.equal(one, -other) and one.all()
+    deep = grow("llama", "twins", num_hidden_layers=4)
+    (new,) = (layer for layer, old in enumerate(deep.plan.layers["layer"]) if old is None)
+    down, up = (deep.after.tensors[MLP.format(new, n)] for n in ("down", "up"))
+    assert torch.equal(down[:, :14], -down[:, 14:]) and torch.equal(up[:14], up[14:]) and down.all() and up.all()
 
 
 def net2net() -> None:
-    # arXiv 1511.05641, section 2.3: U1[:, j] = W1[:, g(j)], U2[j] = W2[g(j)] / |{x: g(x) = g(j)}|; by hand, of 2 units 3.
+    # arXiv 1511.05641, U1[:, j] = W1[:, g(j)], U2[j] = W2[g(j)] / |{x: g(x) = g(j)}|; by hand, 2 to 3 units.
     seen = set()
     for seed in range(12):
         made = gf.plan(two_units(), method="net2net", intermediate_size=3, seed=seed)
@@ -135,7 +139,7 @@ def replicated(case: Grown) -> None:
 
 
 def bert2bert() -> None:
-    # arXiv 2110.07143, FPI: in a unit's readers W / count; and the stream has one mapping for all that write and read it.
+    # arXiv 2110.07143, FPI: in a unit's readers W / count; the stream has one mapping for all that write and read it.
     replicated(grow("llama", "bert2bert", intermediate_size=41))
     case = grow("llama", "bert2bert", hidden_size=48)
     g = sources(case.plan, "hidden")
@@ -227,7 +231,7 @@ def dyadic() -> None:
 
 
 def staged() -> None:
-    # arXiv 2203.06211, section 4.1: W' = [[W, 0], [0, W]], embeddings twice, the head halved; new layers are the identity.
+    # arXiv 2203.06211: W' = [[W, 0], [0, W]], embeddings twice, the head halved; new layers are the identity.
     case = in_all_blocks("staged", 1.0, 0.0)
     moments = grow_moments(case.plan, dict(case.before.tensors), 1)
     assert all(moments[MLP.format(0, "down")].chunk(2, 1)[0].flatten())

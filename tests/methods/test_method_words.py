@@ -100,10 +100,7 @@ def test_words_that_are_none(name: str, said: str) -> None:
     ],
 )
 def test_what_has_no_answer_says_what_has(kind: str, method: str, request_: dict[str, int], said: str) -> None:
-    if kind == "bloom":
-        model = build("bloom", hidden_size=24, n_head=4, n_layer=2, vocab_size=37)
-    else:
-        model = stock(kind)
+    model = build("bloom", hidden_size=24, n_head=4, n_layer=2, vocab_size=37) if kind == "bloom" else stock(kind)
     with pytest.raises(RequestError, match=said):
         gf.plan(model, method=method, **request_)
 

@@ -80,7 +80,7 @@ def test_the_word_preserving_is_of_all_ways(method: str) -> None:
 
 @pytest.mark.parametrize(("method", "layers"), STACKED.items())
 def test_another_function_must_be_asked_for(method: str, layers: int) -> None:
-    with pytest.raises(RequestError, match="the function changes.*allow_change=True"):
+    with pytest.raises(RequestError, match=r"the function changes.*allow_change=True"):
         gf.expand(stock("llama"), method=method, num_hidden_layers=layers)
     case = grow("llama", method, num_hidden_layers=layers)
     other = gf.expand(stock("llama"), method=method, num_hidden_layers=layers, allow_change=True)
@@ -92,7 +92,7 @@ def test_in_a_live_run_too() -> None:
     before = {name: x.clone() for name, x in model.state_dict().items()}
     optimizer = torch.optim.AdamW(model.parameters())
     for method, request in (("stack", {"num_hidden_layers": 6}), ("bert2bert-aki", {"intermediate_size": 40})):
-        with pytest.raises(RequestError, match="the function changes.*allow_change=True"):
+        with pytest.raises(RequestError, match=r"the function changes.*allow_change=True"):
             gf.grow(model, optimizer, method=method, **request)
         assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
     gf.grow(model, optimizer, method="bert2bert-aki", intermediate_size=40, allow_change=True)
@@ -109,7 +109,7 @@ def test_whole_layers_again_in_a_live_run() -> None:
 
 def test_in_a_recipe_too(tmp_path: Path) -> None:
     entry = {"at": {"step": 2}, "to": {"intermediate_size": 30}, "method": "bert2bert-aki"}
-    with pytest.raises(RequestError, match="the function changes.*allow_change: true"):
+    with pytest.raises(RequestError, match=r"the function changes.*allow_change: true"):
         api.train(recipe(tmp_path, grow=[entry], budget={"steps": 3}), tmp_path / "out")
     api.train(recipe(tmp_path, grow=[{**entry, "allow_change": True}], budget={"steps": 3}), tmp_path / "done")
     assert (tmp_path / "done").is_dir()
@@ -117,7 +117,7 @@ def test_in_a_recipe_too(tmp_path: Path) -> None:
 
 def test_folders_say_by_how_much(tmp_path: Path) -> None:
     src = save(tmp_path / "src", "llama")
-    with pytest.raises(RequestError, match="the function changes"):
+    with pytest.raises(RequestError, match=r"the function changes"):
         api.expand_checkpoint(src, tmp_path / "out", method="stack", num_hidden_layers=6)
     assert not (tmp_path / "out").exists()
     made = api.expand_checkpoint(src, tmp_path / "out", method="stack", num_hidden_layers=6, allow_change=True)
@@ -157,7 +157,7 @@ EXPANSIONS: dict[str, tuple[Kind, Expansion]] = {
     "hidden x 3": ("hidden", HiddenExpansion(36)),
     "layers": ("layer", LayerAddition(2)),
 }
-NO_PAIRS = {("twins", "heads")}
+NO_PAIRS = {("twins", "heads"), ("twins", "layers")}
 REFERENCE_CASES = [
     (method, name)
     for method in METHODS
@@ -183,6 +183,7 @@ def test_the_reference_computes_the_same(method: str, name: str, activation: str
     ("method", "name", "said"),
     [
         ("twins", "heads", "no pairs"),
+        ("twins", "layers", "no pairs"),
         ("twins", "hidden", "twins .* does not grow hidden; it grows mlp"),
         ("lemon", "key", "lemon .* does not grow key"),
         ("hyperclone", "layers", "hyperclone .* does not grow layer"),
@@ -197,7 +198,7 @@ def test_the_reference_refuses_the_rest(method: str, name: str, said: str) -> No
 
 def test_the_reference_copies_whole_streams_only() -> None:
     model = randomise(ReferenceTransformer(RAGGED), 1)
-    with pytest.raises(RequestError, match="only whole copies of its 12 channels.*hidden=24 is the next"):
+    with pytest.raises(RequestError, match=r"only whole copies of its 12 channels.*hidden=24 is the next"):
         expand_reference(REFERENCE, METHODS["net2net"], model, HiddenExpansion(19))
 
 

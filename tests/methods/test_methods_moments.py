@@ -1,4 +1,4 @@
-"""Moments: what the dual carries is the grown model's own gradient, wherever `approximate` does not say that it is not."""
+"""Moments: what the dual carries is the grown model's own gradient, unless `approximate` says that it is not."""
 
 import pytest
 from method_kit import CHANGED, KEPT, Grown, grown, past
