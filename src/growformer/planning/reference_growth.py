@@ -257,7 +257,10 @@ def _hidden(old: int, new: int, method: Method) -> AxisGrowth:
     way = _way(method, "hidden") if old != new else Way()
     if way.lift == "copies" and old != new:
         if new % old:
-            raise RequestError(f"hidden={new}: a norm reads it, so only whole copies of its {old} channels are exact")
+            raise RequestError(
+                f"hidden={new}: a norm reads it, so only whole copies of its {old} channels are exact; "
+                f"hidden={-(-new // old) * old} is the next"
+            )
         lift = copies(old, [*range(old)] * (new // old), way.split)
         return AxisGrowth("hidden", lift, "writers", heard=True, shares=way.split)
     grown = stream_growth("hidden", old, new, mean=False)

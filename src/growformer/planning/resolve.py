@@ -103,7 +103,8 @@ def normed_growth(family: Family, axis: str, old: int, new: int, way: Way, pick:
         if new % old:
             name = field(family, axis) or axis
             raise Refused(
-                f"{name}={new}: a norm reads {axis}, so only whole copies of its channels are exact",
+                f"{name}={new}: a norm reads {axis}, so only whole copies of its channels are exact; "
+                f"{name}={up(new, old)} is the next",
                 {name: up(new, old)},
             )
         lift = copies(old, [*range(old)] * (new // old), split)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from growformer.algebra.pattern import Atom, Dim
-from growformer.proof.axes import NONE, Axis
+from growformer.proof.axes import Axis
 from growformer.proof.facts import Facts
 from growformer.proof.layers import Placed
 from growformer.proof.reading import Tensors
@@ -33,22 +33,25 @@ def inseparable(facts: Facts, tensors: Sequence[Placed], target: Tensors) -> dic
     out = {}
     for axis in copied:
         shared = axis.name in facts.family.streams
-        first = _firsts(axis)
+        pairs = _pairs(axis)
         alike: dict[tuple[tuple[str, int], ...], Tensor] = {}
         named = {(t.at.text, *t.index.items()): t.name for t in tensors if axis.name in t.index}
         for tensor in tensors:
             layer = () if shared else tuple((a, i) for a, i in tensor.index.items() if a in facts.layers)
             for place in _places(tensor.dims, axis.name):
-                held = alike.setdefault(layer, first != NONE)
+                held = alike.setdefault(layer, torch.ones(len(pairs), dtype=torch.bool))
                 if bool(held.any()) and not together:
-                    held &= _equal(_view(target.read(tensor.name), tensor.dims, place, facts), first)
-            j = tensor.index.get(axis.name)
-            held = alike.setdefault(layer, first != NONE)
-            if j is not None and bool(held[j]) and not together:
-                other = {**tensor.index, axis.name: int(first[j])}
-                name = named[tensor.at.text, *other.items()]
-                held[j] = torch.equal(target.read(tensor.name), target.read(name))
-        found = sum(int(held.sum()) for held in alike.values())
+                    held &= _equal(_view(target.read(tensor.name), tensor.dims, place, facts), pairs, held)
+            if axis.name not in tensor.index or together:
+                continue
+            # One tensor for each channel: an expert's.
+            held = alike.setdefault(layer, torch.ones(len(pairs), dtype=torch.bool))
+            for k in held.nonzero().flatten().tolist():
+                j, i = pairs[k].tolist()
+                if j == tensor.index[axis.name]:
+                    name = named[tensor.at.text, *{**tensor.index, axis.name: i}.items()]
+                    held[k] = torch.equal(target.read(tensor.name), target.read(name))
+        found = sum(len(set(pairs[held, 0].tolist())) for held in alike.values())
         out[axis.name] = (found, axis.new * len(alike))
     return {name: counts for name, counts in out.items() if counts[0]}
 
@@ -98,22 +101,24 @@ def _order(dim: Dim, turns: Mapping[str, Tensor], facts: Facts) -> Tensor:
     return out
 
 
-def _firsts(axis: Axis) -> Tensor:
-    """[new] For each channel that is a copy, the first channel that is a copy of the same old one; NONE for others."""
-    seen: dict[int, int] = {}
-    out = [NONE] * axis.new
+def _pairs(axis: Axis) -> Tensor:
+    """[pair, 2] Every channel that is a copy, with each earlier copy of the same old one."""
+    seen: dict[int, list[int]] = {}
+    out: list[tuple[int, int]] = []
     for j, i in enumerate(axis.source.tolist()):
         if i >= 0:
-            first = seen.setdefault(i, j)
-            out[j] = first if first != j else NONE
-    return torch.tensor(out)
+            earlier = seen.setdefault(i, [])
+            out += [(j, other) for other in earlier]
+            earlier.append(j)
+    return torch.tensor(out, dtype=torch.int64).reshape(-1, 2)
 
 
-def _equal(view: Tensor, first: Tensor) -> Tensor:
-    """[new] Whether the slab of each channel [channel, ...] is that of its first copy; False for no copies."""
-    out = torch.zeros(len(first), dtype=torch.bool)
-    for j in (first != NONE).nonzero().flatten().tolist():
-        out[j] = torch.equal(view[j], view[int(first[j])])
+def _equal(view: Tensor, pairs: Tensor, held: Tensor) -> Tensor:
+    """[pair] Whether the slabs [channel, ...] of the two are equal; False where they were not before."""
+    out = torch.zeros_like(held)
+    for k in held.nonzero().flatten().tolist():
+        j, i = pairs[k].tolist()
+        out[k] = torch.equal(view[j], view[i])
     return out
 
 

@@ -67,7 +67,9 @@ def plan_stages(file: RecipeFile, config: Mapping[str, Any], growing: Growing) -
     for growth in growths:
         _require_within(file, growth)
         try:
-            made = growing.plan(bare_model(stages[-1].config), **request_of(growth, file.recipe.seed))
+            request = request_of(growth, file.recipe.seed)
+            request.pop("allow_change", None)  # a plan is made of any method, and judged below
+            made = growing.plan(bare_model(stages[-1].config), **request)
             say = ("a run leaves nothing behind that cannot learn", "allow_change: true goes on all the same")
             made.require_allowed(dead=False, change=growth.entry.allow_change, say=say)
         except RequestError as error:
