@@ -67,6 +67,8 @@ def tensor_plans(
                 plan = _tensor_plan(*made, _at(family, covered, at), shapes, is_new=False)
             if becoming is not None and new_to_family and not becoming.new[name.text]:
                 plan = replace(plan, fill=replace(plan.fill, std=float((config or {}).get("initializer_range", 0.02))))
+            if any(_again_of(growth, axis, new) for axis in new if axis in family.layers):
+                plan = _forgotten(plan)
             if any(run.ahead for dim in plan.dims for run in dim.runs):
                 plan = replace(plan, ahead=_next(family, growth, sources, new, old))
             rows.append(((*_place(family, name, new), order), plan))
@@ -91,6 +93,18 @@ def _again(
     if any(axis not in family.layers or not growth.at(axis).donors for axis in fresh):
         return None
     return {axis: growth.at(axis).donors[new[axis]] if value is None else value for axis, value in old.items()}
+
+
+def _again_of(growth: Growth, axis: str, new: Mapping[str, int]) -> bool:
+    """Whether the layer is an old one that stands before it already."""
+    sources, place = growth.at(axis).sources, new[axis]
+    return sources[place] is not None and sources[place] in sources[:place]
+
+
+def _forgotten(plan: TensorPlan) -> TensorPlan:
+    """The plan of a tensor that an optimizer knows nothing of: its first copy has the old one's moments."""
+    dims = tuple(Lift(dim.old, tuple(replace(run, fresh=True) for run in dim.runs)) for dim in plan.dims)
+    return replace(plan, dims=dims)
 
 
 def _next(
