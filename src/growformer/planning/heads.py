@@ -112,7 +112,12 @@ def heads_growth(
     out = [alike(axis, old[axis], *grown[axis], way) for axis in dict.fromkeys((heads, kv))]
     if way.closed == "pairs" and way.lift == "new":
         partners = {heads: _partners(queries, pairs), kv: halves([j for j, i in enumerate(pairs) if i is None])}
-        out = [AxisGrowth(axis, _mirrored(old[axis], grown[axis][0], partners[axis]), "pairs") for axis in grown]
+        out = [
+            AxisGrowth(one.axis, _mirrored(one.old, grown[one.axis][0], partners[one.axis]), "pairs")
+            if None in grown[one.axis][0]
+            else one
+            for one in out
+        ]
     out[-1] = replace(out[-1], dead=dead)
     if attention.group is not None:
         group, larger = old[attention.group], new[attention.group]
@@ -182,6 +187,17 @@ def _mirrored(old: int, sources: Sequence[int | None], partners: Mapping[int, in
     return Lift(old, tuple(merged(runs)))
 
 
+def _own_values(family: Family, attention: Attention) -> bool:
+    """Whether values are written for each head (or each key/value head), not once for all."""
+    heads = (attention.heads, attention.kv_heads)
+    wrote = [
+        {atom.axis for atom in pattern.atoms() if atom.stand == "write" and atom.role in (None, attention.roles[2])}
+        for _, pattern in family.patterns
+        if any(atom.axis == attention.value and atom.stand == "write" for atom in pattern.atoms())
+    ]
+    return all(axes & set(heads) for axes in wrote)
+
+
 def paired_inside(family: Family, sizes: Mapping[str, int]) -> dict[str, Lift]:
     """The axes inside a new layer whose channels all stand in pairs, so that the layer adds nothing to the stream.
 
@@ -215,8 +231,8 @@ def _check_alike(
     if not axes:
         return
     if way.lift == "new" and way.closed == "writers":
-        if attention.group is not None:
-            raise RequestError(f"{family.name}: new heads of old groups would read old values; heads=paper works")
+        if attention.group is not None or not _own_values(family, attention):
+            raise RequestError(f"{family.name}: new heads would read old values; heads=paper works")
         return
     what = "copies of heads" if way.lift == "copies" else "pairs of heads"
     if attention.alibi is not None:

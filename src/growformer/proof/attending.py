@@ -145,7 +145,7 @@ class Attending:
         if attention.alibi is not None or heads.name != attention.heads or attention.group is not None:
             return "heads that differ by their number, or stand in groups, have no pairs"
         if shared is None:
-            return "heads share values that nobody names, so that pairs are not covered"
+            return ""  # all heads read one set of keys and values
         group = heads.new // shared.new
         for j, i in enumerate(heads.partner.tolist()):
             mine, other = j // group, i // group
