@@ -34,18 +34,26 @@ class Way:
         lift: "new": new channels, closed on one side; "copies": copies of old channels, whose readers share their
             weights. Of layers, "copies" are whole layers again: the function changes.
         closed: of "new": the side that is closed. Axes that a norm reads can only be closed at their writers.
-        fill: of "new": what the open side holds: "normal" draws, or a "copy" of what stands at an old channel.
+        fill: of "new": what the open side holds: "normal" draws, or a "copy" of what stands at an old channel, or directions that a
+            "gradient" gives, for which a closure computes a loss.
         order: of copies: which.
         split: of "copies": how readers share their weights.
         ahead: of "copies": what writes them comes from the next layer's tensors. The function changes.
+        behind: of "new" that is closed at its readers: what the closed side becomes, little by little, while the grown
+            model trains: a "normal" draw, or a "copy" of what stands at the old channels that the open side copies.
     """
 
     lift: Literal["new", "copies"] = "new"
     closed: Side = "readers"
-    fill: Literal["normal", "copy"] = "normal"
+    fill: Literal["normal", "copy", "gradient"] = "normal"
     order: Order = "cycle"
     split: Split = field(default_factory=Split)
     ahead: bool = False
+    behind: Literal["", "normal", "copy"] = ""
+
+    def __post_init__(self) -> None:
+        if self.behind and (self.lift, self.closed, self.fill) != ("new", "readers", self.behind):
+            raise ValueError("only what is closed at its readers fades in, to what the open side starts from")
 
     @property
     def preserving(self) -> bool:
@@ -62,12 +70,14 @@ class Method:
         source: the paper.
         about: what it does, in one sentence.
         ways: by kind of axis. What it does not say, it cannot grow.
+        cannot: by kind of axis, why it cannot grow it, where there is more to say.
     """
 
     name: str
     source: str
     about: str
     ways: Mapping[Kind, Way]
+    cannot: Mapping[Kind, str] = field(default_factory=dict)
 
     @property
     def preserving(self) -> bool:

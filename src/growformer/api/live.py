@@ -26,6 +26,7 @@ def grow(
     warmup: int = 0,
     freeze_old: bool = False,
     keep_dynamics: bool = False,
+    fade: int | None = None,
     averages: Sequence[torch.nn.Module] = (),
     shard: Callable[[Any], Any] | None = None,
     **request: Any,
@@ -44,6 +45,8 @@ def grow(
         warmup: steps over which the learning rate of new entries rises linearly from 0.
         freeze_old: old entries are held as they are; `growformer.optim.rates_of(optimizer).thaw()` ends it.
         keep_dynamics: a tensor that is multiplied by s learns at a rate under which it moves as before, times s.
+        fade: for methods that fade new entries in (`msg`, `gated`): the steps over which they do. 0: they stay zero,
+            for `growformer.training.line_search` or to learn from there.
         averages: copies of the model that follow it (an EMA's), which grow with it and get the same new entries.
         shard: for a model sharded under torch.distributed: the function that has sharded it (`fully_shard`,
             `parallelize_module`). It is called on the grown model, which is then a new object and returned; the small
@@ -60,23 +63,29 @@ def grow(
         SourceError: a parameter cannot grow in memory.
     """
     from growformer.checkpoint.skeleton import stock_skeleton
+    from growformer.optim.fade import require_fade
     from growformer.optim.tables import Pace
     from growformer.training.live import grow_live
 
-    pace = Pace(warmup=warmup, freeze_old=freeze_old, keep_dynamics=keep_dynamics)
+    pace = Pace(warmup=warmup, freeze_old=freeze_old, keep_dynamics=keep_dynamics, fade=fade or 0)
     if shard is not None:
         if averages:
             raise RequestError("averages of sharded models do not grow along: grow without them, and begin anew")
         from growformer.distributed import grow_sharded  # with torch.distributed, which takes its time to load
 
         def planned(bare: transformers.PreTrainedModel) -> Plan:
-            return live_plan(bare, *expansions, **request)
+            made = live_plan(bare, *expansions, **request)
+            require_fade(made, fade)
+            if made.behind:
+                raise RequestError(f"{made.method}: the parameters are sharded, and nothing fades in there; try paper")
+            return made
 
         return grow_sharded(model, optimizer, planned, shard, pace), optimizer
     inner = stock(model)
     copies = [stock(average) for average in averages]
     old = stock_skeleton(inner)  # before a plan meets tensors that it knows nothing of
     made = live_plan(inner, *expansions, **request)
+    require_fade(made, fade)
     grow_live(inner, optimizer, made, old=old, pace=pace, averages=copies)
     return model, optimizer
 

@@ -35,6 +35,10 @@ def expand(
     made.require_allowed(dead=False, change=allow_change, say=ALLOWED)
     state = apply(made, {name: x.detach().cpu() for name, x in on_disk(model).items()})
     config, cls = type(model.config).from_dict(dict(made.target_config)), type(model)
+    from growformer.checkpoint.layout import layout_of, shared_names
+    from growformer.optim.carry import Carry
+    from growformer.optim.fade import behind
+
     if made.source_family:
         from growformer.checkpoint.stock import stock_class
         from growformer.proof.float64 import stock_config
@@ -53,4 +57,7 @@ def expand(
     if wrong:
         raise SourceError(f"the grown tensors do not fit {cls.__name__}: {', '.join(map(str, wrong[:4]))}")
     grown.growformer_plan = made
+    if made.behind:
+        held = shared_names(model)[0]
+        grown.growformer_behind = behind(Carry(made, layout_of(model), layout_of(grown)), lambda name: held[name])
     return grown.to(model.device).train(model.training)

@@ -1,7 +1,7 @@
 """Ways of growing, one literal each."""
 
 from growformer.algebra import Method
-from growformer.methods import copied, deeper, drawn
+from growformer.methods import copied, deeper, drawn, faded
 from growformer.methods.paper import PAPER
 
 METHODS: dict[str, Method] = {
@@ -10,6 +10,8 @@ METHODS: dict[str, Method] = {
         PAPER,
         drawn.ZERO_IN,
         drawn.TWINS,
+        faded.MSG,
+        faded.GATED,
         copied.NET2NET,
         copied.BERT2BERT,
         copied.AKI,

@@ -1,8 +1,8 @@
 """Block rates: every block of a grown parameter learns at the rate of its own age, and at a rate that may be chosen.
 
 One table for all that makes a block differ from its tensor: the age of new entries (a new block's first update is
-exactly a fresh optimizer's), their warm-up, old entries held still, and rates under which a block multiplied by s goes
-on as it would have.
+exactly a fresh optimizer's), their warm-up, new entries that fade in, old entries held still, and rates under which a
+block multiplied by s goes on as it would have.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ class BlockRate:
         warmup: steps of the block's own over which its learning rate rises linearly from 0.
         closed: it began as zeros, which weight decay must not hold there while the block warms up.
         still: it is held as it is.
+        fade: steps of the block's own over which it fades in (see `growformer.optim.fade`).
+        offset: of what fades in: what the model adds to its stored numbers.
     """
 
     born: int = 0
@@ -47,6 +49,12 @@ class BlockRate:
     warmup: int = 0
     closed: bool = False
     still: bool = False
+    fade: int = 0
+    offset: int = 0
+
+    def faded(self, age: int) -> float:
+        """How much of its target a block is after the `age`-th of its own steps."""
+        return min(1.0, age / self.fade) if self.fade else 1.0
 
     def shielded(self, age: int) -> bool:
         """Whether weight decay spares the block at the `age`-th of its own steps."""
@@ -66,20 +74,24 @@ class Table:
         index: uint8, of the parameter's shape (of the local shard's, where it is sharded): each entry's block. None:
             all of the parameter is the first block.
         taken: steps it has taken since the table was made, for optimizers that do not count them.
+        target: what the block that fades in will be, [entry], up to its first step.
     """
 
     blocks: tuple[BlockRate, ...]
     index: torch.Tensor | None = None
     taken: int = 0
+    target: torch.Tensor | None = None
 
     def saved(self) -> dict[str, Any]:
         """As plain data and tensors."""
-        return {"blocks": [asdict(block) for block in self.blocks], "index": self.index, "taken": self.taken}
+        said = {"blocks": [asdict(block) for block in self.blocks], "index": self.index, "taken": self.taken}
+        return said if self.target is None else {**said, "target": self.target}
 
     @classmethod
     def of(cls, saved: Mapping[str, Any]) -> Table:
         """The inverse of `saved`."""
-        return cls(tuple(BlockRate(**block) for block in saved["blocks"]), saved["index"], saved["taken"])
+        blocks = tuple(BlockRate(**block) for block in saved["blocks"])
+        return cls(blocks, saved["index"], saved["taken"], saved.get("target"))
 
 
 @dataclass
@@ -202,14 +214,22 @@ class BlockRates:
                 taken = self.steps(parameter) > steps
             for held in blocks:
                 if taken:
-                    self._redo(parameter, group, steps + 1, held)
+                    self._redo(parameter, group, steps + 1, held, table.target)
                 if held.gradient is not None and parameter.grad is not None:
                     _put(local(parameter.grad), held.at, held.gradient)
+            table.target = None if taken else table.target
             self._settle(parameter, group, steps + taken)
         self._pending = []
 
     @torch.no_grad()
-    def _redo(self, parameter: torch.Tensor, group: Mapping[str, Any], steps: int, held: _Pending) -> None:
+    def _redo(
+        self,
+        parameter: torch.Tensor,
+        group: Mapping[str, Any],
+        steps: int,
+        held: _Pending,
+        target: torch.Tensor | None,
+    ) -> None:
         """Give a block the update that is its own."""
         block, at = held.block, held.at
         age = steps - block.born
@@ -225,12 +245,17 @@ class BlockRates:
             kept, plainly = before * (1 - full * decay), before * (1 - full)
         else:
             plainly = before
-        rate = block.rate * block.warm(age)
+        rate = block.rate * block.warm(age) * block.faded(age - 1)
         if self.rule.update:
             step = UPDATES[self.rule.update](self._reader(parameter, group, held), group, age, block.eps)
             after = kept - step.mul_(lr * rate)
         else:
             after = kept + (_wide(_chosen(whole, at)) - plainly) * rate
+        if age <= block.fade:
+            if age > 1:
+                after = (after + block.offset).mul_(age / (age - 1)).sub_(block.offset)
+            elif target is not None:
+                after = _wide(target).mul(block.faded(1)).sub_(block.offset).reshape(before.shape)
         _put(whole, at, after.to(whole.dtype))
 
     def _reader(self, parameter: torch.Tensor, group: Mapping[str, Any], held: _Pending) -> Any:
@@ -250,7 +275,7 @@ class BlockRates:
     def _plain(self, block: BlockRate, group: Mapping[str, Any], steps: int, dtype: torch.dtype) -> bool:
         """Whether the optimizer's own update is the block's at the step that makes its tensor's count `steps`."""
         age = steps - block.born
-        own = block.still or (block.rate, block.decay, block.eps) != (1.0, 1.0, 1.0)
+        own = block.still or age <= block.fade or (block.rate, block.decay, block.eps) != (1.0, 1.0, 1.0)
         return not own and age >= block.warmup and settled(self.rule.update, group, age, steps, dtype)
 
     def _settle(self, parameter: torch.Tensor, group: Mapping[str, Any], steps: int) -> None:
@@ -296,6 +321,8 @@ class BlockRates:
                         f"{name}: the rates are of shape {list(table.index.shape)}, it has {list(parameter.shape)}"
                     )
                 table.index = table.index.to(parameter.device)
+            if table.target is not None:
+                table.target = table.target.to(parameter.device)
             tables[parameter] = table
         self.tables = tables
 

@@ -11,6 +11,7 @@ import torch
 from growformer.algebra import ONE, Factor
 from growformer.errors import RequestError
 from growformer.optim.carry import Carry, Kind
+from growformer.optim.fade import Behind
 from growformer.optim.rates import MOST, BlockRate, Table
 from growformer.optim.rules import StateRule
 
@@ -23,11 +24,13 @@ class Pace:
         warmup: steps over which the learning rate of new blocks rises linearly from 0.
         freeze_old: old entries are held as they are.
         keep_dynamics: old entries that were multiplied by s learn at a rate under which they move as before, times s.
+        fade: steps over which what fades in does so; 0: it stays zero until it learns, or a line search sets it.
     """
 
     warmup: int = 0
     freeze_old: bool = False
     keep_dynamics: bool = False
+    fade: int = 0
 
 
 def grown_table(
@@ -39,6 +42,7 @@ def grown_table(
     group: Mapping[str, Any],
     pace: Pace,
     device: torch.device,
+    behind: Behind | None = None,
 ) -> Table:
     """The table of a grown parameter.
 
@@ -51,11 +55,17 @@ def grown_table(
         group: the parameter's group.
         pace: how blocks learn.
         device: of the index.
+        behind: what fades in in it.
 
     Raises:
-        RequestError: `keep_dynamics`, and no rate keeps them; or more than 255 different blocks.
+        RequestError: `keep_dynamics`, and no rate keeps them; more than 255 different blocks; or what is to fade in
+            from an earlier growth has not begun, or would be held still on the way.
     """
     before = table or Table((BlockRate(),))
+    if before.target is not None:
+        raise RequestError(f"{name}: what the last growth made has not begun to fade in; take a step in between")
+    if pace.freeze_old and any(steps - block.born < block.fade for block in before.blocks):
+        raise RequestError(f"freeze_old: {name} has entries that still fade in, which freezing would stop on the way")
     kinds, meanings = carry.kinds(name)
     kinds = kinds.to(device)
     olds = torch.zeros_like(kinds)
@@ -68,17 +78,24 @@ def grown_table(
         if kind.new:
             born = BlockRate(steps, warmup=pace.warmup, closed=kind.closed)
             index[here] = found.setdefault(born, len(found))
+            if behind is not None and kind.closed and pace.fade:
+                fading = replace(born, fade=pace.fade, offset=behind.offset)
+                index[here & behind.at.to(device)] = found.setdefault(fading, len(found))
             continue
         for old, block in enumerate(before.blocks):
             there = here & (olds == old)
             if bool(there.any()):
                 after = _old(rule, name, block, kind, group, pace)
                 index[there] = found.setdefault(after, len(found))
+    target = behind.target.to(device) if behind is not None and pace.fade else None
     if len(found) > MOST:
         raise RequestError(
             f"{name}: {len(found)} blocks of different ages or rates are more than the {MOST} kept apart"
         )
-    return Table(tuple(found), None if len(found) == 1 else index, before.taken)
+    held = [number for number in range(len(found)) if bool((index == number).any())]
+    if len(held) == 1:  # all of it fades in, say
+        return Table((list(found)[held[0]],), None, before.taken, target)
+    return Table(tuple(found), index, before.taken, target)
 
 
 def _old(rule: StateRule, name: str, block: BlockRate, kind: Kind, group: Mapping[str, Any], pace: Pace) -> BlockRate:

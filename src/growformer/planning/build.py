@@ -88,7 +88,8 @@ def _again(
     What closes the layer does not, nor a number that what passes is multiplied by.
     """
     fresh = [axis for axis, value in old.items() if value is None]
-    if not fresh or family.closes_layer(name, pattern) or family.passes(pattern):
+    closes = family.closes_layer(name, pattern) and not all(growth.at(axis).opened for axis in fresh)
+    if not fresh or closes or family.passes(pattern):
         return None
     if any(axis not in family.layers or not growth.at(axis).donors for axis in fresh):
         return None
@@ -167,7 +168,8 @@ def _tensor_plan(
     disk = name.format(new)
     disk = disk[len(prefix) :] if prefix and disk.startswith(prefix) else disk
     passes = is_new and family.passes(pattern)
-    seen = any(index is None and not growth.at(axis, new).barred for axis, index in old.items())
+    fresh = [growth.at(axis, new) for axis, index in old.items() if index is None]
+    seen = any(not axis.barred and not axis.opened for axis in fresh)
     closes = passes or (seen and family.closes_layer(name, pattern))
     inside = growth.inside if any(old[axis] is None for axis in old if axis in family.layers) else {}
     halved = any(atom.stand == "read" and atom.axis in inside for atom in pattern.atoms())

@@ -42,6 +42,8 @@ class AxisGrowth:
         split: its copies are all read, each by a slice of what read the old channel, times as many as there are.
         sliced: (index axis, m): the m copies of each channel of that axis have a slice of these channels each, in
             order; the lift is that of all slices together. None: they have them all.
+        fades: its closed side fades in while the grown model trains.
+        opened: that side as it is in the end, open as the other is.
     """
 
     axis: str
@@ -61,6 +63,8 @@ class AxisGrowth:
     changes: str = ""
     split: bool = False
     sliced: tuple[str, int] | None = None
+    fades: bool = False
+    opened: bool = False
 
     @property
     def old(self) -> int:
@@ -120,7 +124,7 @@ class AxisGrowth:
         """`lift` for a tensor on one side of the axis: its new channels closed, or open with what they start from."""
         if self.closed == "pairs":
             return paired(lift, side)
-        start = self.closed != side
+        start = self.opened or self.closed != side
         return _started(lift, self.donors) if start and self.donors else lift.freed(start)
 
 
@@ -198,3 +202,9 @@ class Growth:
 
     def __iter__(self) -> Iterator[AxisGrowth]:
         return iter(self.axes.values())
+
+    def opened(self) -> Growth | None:
+        """The growth as it is once all that fades in has done so; None where nothing does."""
+        if not any(axis.fades for axis in self):
+            return None
+        return Growth((replace(a, opened=a.fades) for a in self), tied=self.tied, headed=self.headed)

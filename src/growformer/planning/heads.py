@@ -100,6 +100,8 @@ def heads_growth(
         )
     if way.lift == "copies" or way.closed != "readers":
         _check_alike(family, attention, old, new, way)
+    if way.behind == "copy" and attention.group is not None:
+        raise RequestError(f"{family.name} stores a group's queries beside its keys: no copies of heads; heads=paper")
     reading = [pairs[head // (new[heads] // new[kv])] for head, query in enumerate(queries) if query is None]
     if way.lift == "new" and way.closed == "writers" and kv != heads and any(pair is not None for pair in reading):
         raise RequestError(
@@ -123,7 +125,8 @@ def heads_growth(
         group, larger = old[attention.group], new[attention.group]
         if sorted(p for p in pairs if p is not None) != list(range(old[kv])):
             raise RequestError(f"{family.name} stores a group's queries beside its keys: groups cannot be split")
-        out.append(AxisGrowth(attention.group, Lift.place(group, range(group), larger), out[0].closed))
+        lift, fades = Lift.place(group, range(group), larger), bool(way.behind) and group != larger
+        out.append(AxisGrowth(attention.group, lift, out[0].closed, fades=fades))
     return out
 
 
@@ -136,7 +139,7 @@ def alike(axis: str, old: int, sources: Sequence[int | None], donors: Sequence[i
         whole = [next(rest) if source is None else source for source in sources]
         return copied_growth(axis, copies(old, whole, way.split), "readers", way)
     start = tuple(donors) if way.fill == "copy" else ()
-    return AxisGrowth(axis, Lift.rows(old, sources), way.closed, donors=start)
+    return AxisGrowth(axis, Lift.rows(old, sources), way.closed, donors=start, fades=bool(way.behind))
 
 
 def _donors(

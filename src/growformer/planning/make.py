@@ -14,7 +14,7 @@ from growformer.planning.config import check_fields, target_config
 from growformer.planning.cover import Covered, Shapes, cover
 from growformer.planning.growth import Growth
 from growformer.planning.migrate import chain, within_eps
-from growformer.planning.plan import Plan
+from growformer.planning.plan import Plan, TensorPlan
 from growformer.planning.ports import restoring
 from growformer.planning.resolve import resolve_growth
 from growformer.planning.served import check_served
@@ -77,6 +77,15 @@ def make_plan(
     if family.tied is not None and family.tied.head in covered.dropped:
         notes.append(f"{family.tied.head} is stored beside the tied embedding, equal; written once")
     layers = {axis: tuple(growth.at(axis).sources) for axis in family.layers}
+    tensors, opened = tuple(tensor_plans(family, growth, covered, shapes, becoming, full)), growth.opened()
+    behind: tuple[TensorPlan, ...] = ()
+    if opened is not None:
+        later = tensor_plans(family, opened, covered, shapes, becoming, full)
+        behind = tuple(after for now, after in zip(tensors, later, strict=True) if after != now)
+        notes.append(
+            f"new entries of {len(behind)} tensors fade in while the model trains (growformer.grow(..., fade=K)); at "
+            f"growth, and in a file, they are zero"
+        )
     return Plan(
         family=family.name,
         method=method.name,
@@ -88,7 +97,7 @@ def make_plan(
         moved=(*sizes.moved, *(origin.moved if origin is not None else ())),
         source_config=dict(raw if origin is None else origin.raw),
         target_config=config,
-        tensors=tuple(tensor_plans(family, growth, covered, shapes, becoming, full)),
+        tensors=tensors,
         dropped=covered.dropped,
         axes=axes_json(growth),
         layers=layers,
@@ -97,6 +106,7 @@ def make_plan(
         within_eps=within_eps(family, growth, full),
         changes=tuple(axis.changes for axis in growth if axis.changes),
         source_family="" if becoming is None else becoming.source,
+        behind=behind,
     )
 
 

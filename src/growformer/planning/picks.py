@@ -38,8 +38,9 @@ def way_of(method: Method, family: Family, axis: str) -> Way:
         return Way(closed="writers")
     if kind not in method.ways:
         name = field(family, axis) or f"the {called(axis)}"
+        why = method.cannot.get(kind, "says nothing of that")
         raise RequestError(
-            f"{name} would grow {axis}, and {method.name} ({method.source}) says nothing of that; it grows "
+            f"{name} would grow {axis}, and {method.name} ({method.source}) {why}; it grows "
             f"{', '.join(method.ways)}; --method {method.name},{kind}=paper grows the rest as the paper does"
         )
     return method.ways[kind]

@@ -212,6 +212,7 @@ class Plan:
         within_eps: what is exact only up to the eps of norms, one sentence each, with the formula of the bound; empty
             where the growth is exact.
         changes: what makes the grown model compute another function, one sentence each; empty where it does not.
+        behind: of tensors with closed entries that fade in while the grown model trains, what they fade in to.
     """
 
     family: str
@@ -230,6 +231,13 @@ class Plan:
     within_eps: tuple[str, ...] = ()
     source_family: str = ""
     changes: tuple[str, ...] = ()
+    behind: tuple[TensorPlan, ...] = ()
+
+    @property
+    def opened(self) -> Plan:
+        """The same growth with all that fades in there at once."""
+        later = {tensor.name: tensor for tensor in self.behind}
+        return replace(self, tensors=tuple(later.get(t.name, t) for t in self.tensors), behind=())
 
     @cached_property
     def by_name(self) -> dict[str, TensorPlan]:
@@ -273,11 +281,13 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """Plain data; lifts are written once and named by number."""
         table: dict[Lift, int] = {}
-        rows = []
-        for t in self.tensors:
+
+        def row(t: TensorPlan) -> list[Any]:
             dims = [table.setdefault(dim, len(table)) for dim in t.dims]
-            row = [t.name, t.source, dims, t.free, t.fill.to_json(), t.pattern, t.offset]
-            rows.append([*row, t.ahead] if t.ahead else row)
+            said = [t.name, t.source, dims, t.free, t.fill.to_json(), t.pattern, t.offset]
+            return [*said, t.ahead] if t.ahead else said
+
+        rows, behind = [row(t) for t in self.tensors], [row(t) for t in self.behind]
         return {
             "format": FORMAT,
             "family": self.family,
@@ -299,6 +309,7 @@ class Plan:
             **({"changes": list(self.changes)} if self.changes else {}),
             **({"inexact": inexact} if (inexact := self._inexact()) else {}),
             **({"source_family": self.source_family} if self.source_family else {}),
+            **({"behind": behind} if behind else {}),
         }
 
     def _inexact(self) -> dict[str, list[str]]:
@@ -320,11 +331,14 @@ class Plan:
             raise SourceError(f"the plan has format {data.get('format')!r}; this version reads format {FORMAT}")
         lifts = [Lift.from_json(old, rows) for old, rows in data["lifts"]]
         why = {name: said for said, names in data.get("inexact", {}).items() for name in names}
-        tensors = tuple(
-            TensorPlan(name, source, tuple(lifts[i] for i in dims), free, Fill.from_json(fill), pattern, *rest)
-            for name, source, dims, free, fill, pattern, *rest in data["tensors"]
-        )
-        tensors = tuple(replace(tensor, inexact=why.get(tensor.name, "")) for tensor in tensors)
+
+        def read(rows: Sequence[Any]) -> tuple[TensorPlan, ...]:
+            made = (
+                TensorPlan(name, source, tuple(lifts[i] for i in dims), free, Fill.from_json(fill), pattern, *rest)
+                for name, source, dims, free, fill, pattern, *rest in rows
+            )
+            return tuple(replace(tensor, inexact=why.get(tensor.name, "")) for tensor in made)
+
         return cls(
             family=data["family"],
             method=data["method"],
@@ -333,7 +347,7 @@ class Plan:
             moved=tuple(data["moved"]),
             source_config=data["source_config"],
             target_config=data["target_config"],
-            tensors=tensors,
+            tensors=read(data["tensors"]),
             dropped=tuple(data["dropped"]),
             axes=data["axes"],
             layers=data["layers"],
@@ -342,6 +356,7 @@ class Plan:
             within_eps=tuple(data["within_eps"]),
             source_family=data.get("source_family", ""),
             changes=tuple(data.get("changes", ())),
+            behind=read(data.get("behind", ())),
         )
 
     def dumps(self) -> str:

@@ -84,7 +84,8 @@ def layer_growth(
         like.append(max(taken - 1, 0))
     donors = tuple(like) if way.fill == "copy" else ()
     closed: Side = "pairs" if way.closed == "pairs" and new > old else "readers"
-    return AxisGrowth(axis, Lift.rows(old, sources), closed, like=tuple(like), donors=donors)
+    fades = bool(way.behind) and new > old
+    return AxisGrowth(axis, Lift.rows(old, sources), closed, like=tuple(like), donors=donors, fades=fades)
 
 
 def normed_growth(family: Family, axis: str, old: int, new: int, way: Way, pick: Pick | None = None) -> AxisGrowth:
@@ -98,6 +99,8 @@ def normed_growth(family: Family, axis: str, old: int, new: int, way: Way, pick:
     # The values of a head have no say: whether a norm reads them is the family's, and a method knows no norms.
     if family.attention_of(axis) is None and way.lift == "new" and way.closed != "writers":
         raise RequestError(f"a norm reads {axis}, so it can only be closed at its writers")
+    if way.behind:
+        raise RequestError(f"a norm reads {axis}, which would see new channels fade in; say KIND=paper for it")
     if axis in family.copied or way.lift == "copies":
         split = way.split if way.lift == "copies" else HALVES
         if new % old:
@@ -152,7 +155,12 @@ def key_growth(
         return plain_growth(axis, old, new, way, pick)
     if norm is None:
         donors = tuple(pick(axis, old, new - old)) if way.fill == "copy" and pick is not None else ()
-        return AxisGrowth(axis, Lift.place(old, places, new), way.closed, donors=donors)
+        return AxisGrowth(axis, Lift.place(old, places, new), way.closed, donors=donors, fades=bool(way.behind))
+    if way.behind:
+        raise RequestError(
+            f"{field(family, axis) or axis} {old} -> {new}: a norm reads queries and keys, and would see new channels "
+            f"fade in; key=paper works"
+        )
     times = new // old
     sources: list[int | None] = [None] * new
     for i, place in enumerate(places):
@@ -208,7 +216,8 @@ def plain_growth(axis: str, old: int, new: int, way: Way, pick: Pick | None = No
         runs = (Run(old, 0), Run(half, None, back=None), Run(half, None, back=None, mirror=half))
         return AxisGrowth(axis, Lift(old, tuple(merged([*runs, Run(odd, None, back=None)]))), "pairs")
     start = tuple(donors) if way.fill == "copy" else ()
-    return AxisGrowth(axis, Lift.place(old, range(old), new), way.closed, donors=start)
+    lift = Lift.place(old, range(old), new)
+    return AxisGrowth(axis, lift, way.closed, donors=start, fades=bool(way.behind))
 
 
 def _check_gates(family: Family, axis: str, way: Way) -> None:

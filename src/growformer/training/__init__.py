@@ -1,14 +1,19 @@
-"""Training: loops, schedules, growth in a live run, and the Hugging Face Trainer's callback."""
+"""Training: loops, schedules, growth in a live run, the Hugging Face Trainer's callback, a search on the loss."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 # Loaded when first used: a recipe is read without torch.
-_HOMES = {"GrowthCallback": "growformer.training.trainer"}
+_HOMES = {
+    "GrowthCallback": "growformer.training.trainer",
+    "Searched": "growformer.training.fade",
+    "line_search": "growformer.training.fade",
+}
 
-__all__ = ["GrowthCallback"]
+__all__ = ["GrowthCallback", "Searched", "line_search"]
 
 if TYPE_CHECKING:
+    from growformer.training.fade import Searched, line_search
     from growformer.training.trainer import GrowthCallback
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +12,7 @@ from growformer.checkpoint.layout import layout_of, shared_names
 from growformer.checkpoint.skeleton import skeleton, stock_skeleton
 from growformer.errors import RequestError, SourceError
 from growformer.optim.carry import Carry
+from growformer.optim.fade import Behind, behind
 from growformer.planning import Plan
 from growformer.training.changes import Changes
 from growformer.training.likeness import SKIPPED, config_type, meant, same, same_tensor
@@ -78,6 +80,11 @@ class Graft:
             made = torch.nn.Parameter(made, requires_grad=like.requires_grad)
         self.values[name] = made
         self.after[name] = made if source is None else self.before[source]
+
+    @cached_property
+    def behind(self) -> dict[str, Behind]:
+        """What fades in, by parameter name; asked for before `commit`, which lets the source go."""
+        return behind(self.carry, lambda name: self.before[name], self.applier.stds)
 
     @property
     def _continued(self) -> dict[str, str]:

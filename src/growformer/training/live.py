@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from growformer.errors import RequestError
 from growformer.optim.groups import joined, renamed
 from growformer.optim.rates import BlockRates, inner_optimizer, rates_of
 from growformer.optim.rules import StateRule, rule_of
@@ -49,6 +50,10 @@ def grow_live(
     grafts = [graft, *(Graft(average, plan, figures=graft.applier.stds) for average in averages)]
     optimizers = optimizer if isinstance(optimizer, (list, tuple)) else () if optimizer is None else (optimizer,)
     trained = [Trained(inner_optimizer(each), graft, pace or Pace()) for each in optimizers]
+    fading = graft.behind
+    fade = pace is not None and pace.fade > 0
+    if fade:
+        _require_trained(graft, trained)
     # What is compiled holds the old parameters, and would be silently run uncompiled after eight growths.
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()
@@ -59,6 +64,19 @@ def grow_live(
             each.commit(changes)
         for one in trained:
             one.commit(changes)
+        # A search needs what would fade in; a ramp has it in its tables.
+        changes.put(vars(model), "growformer_behind", {} if fade else fading)
+
+
+def _require_trained(graft: Graft, trained: Sequence[Trained]) -> None:
+    """Refuse to fade in what no optimizer steps."""
+    for name in graft.behind:
+        after = graft.after[name]
+        if not after.requires_grad or not any(after in one.stepped for one in trained):
+            raise RequestError(
+                f"{name} would fade in over steps, and {'is frozen' if trained else 'there is no optimizer'}: fade=0 "
+                f"leaves new entries zero, for growformer.training.line_search"
+            )
 
 
 class Trained:
@@ -104,8 +122,14 @@ class Trained:
             if name in self.graft.values and self.optimizer.state.get(source):
                 self._states[after] = grown_state(self.rule, carry, name, self.optimizer.state[source], group)
         if name in self.graft.values or self.pace.freeze_old:
-            made = grown_table(self.rule, carry, name, table, steps, group, self.pace, after.device)
+            behind = self.graft.behind.get(name)
+            made = grown_table(self.rule, carry, name, table, steps, group, self.pace, after.device, behind)
             self._tables[after] = made
+
+    @property
+    def stepped(self) -> set[torch.Tensor]:
+        """The optimizer's parameters, among them those of the grown model that continue old ones, and new ones."""
+        return {*self._groups, *self._joining}
 
     def commit(self, changes: Changes) -> None:
         """Put everything in place."""
@@ -116,7 +140,7 @@ class Trained:
                 changes.put(self.optimizer.state, parameter, state)
         for parameter, table in self._tables.items():
             changes.put(self.rates.tables, parameter, table)
-        names = {p: name for name, p in self.graft.after.items() if p in self._groups or p in self._joining}
+        names = {p: name for name, p in self.graft.after.items() if p in self.stepped}
         others = {p: name for p, name in self.rates.names.items() if p not in set(self.graft.after.values())}
         changes.refill(self.rates.names, others | names)
 

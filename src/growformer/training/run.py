@@ -271,6 +271,7 @@ class Run:
             freeze_old=entry.freeze_old > 0,
             keep_dynamics=entry.keep_dynamics,
             allow_change=growth.entry.allow_change,
+            fade=entry.fade,
             **request_of(growth, self.recipe.seed),
         )
         plan = self.model.growformer_plan

@@ -72,6 +72,9 @@ class Entry(Rule):
     allow_change: bool = Field(default=False, description="Go on where the method makes another function of the model.")
     seed: int | None = Field(default=None, description="Of the draws for new entries; left out: the recipe's.")
     warmup: int = Field(default=0, ge=0, description="Steps over which new entries' own learning rate rises.")
+    fade: PositiveInt | None = Field(
+        default=None, description="Steps over which new entries fade in, for methods where they do: msg and gated."
+    )
     freeze_old: int = Field(default=0, ge=0, description="Steps for which old entries stay as they are.")
     keep_dynamics: bool = Field(
         default=False, description="Scaled tensors keep the updates that they had: rates follow the factors."

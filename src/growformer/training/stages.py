@@ -13,6 +13,7 @@ import torch
 
 from growformer.algebra import Family
 from growformer.errors import RequestError
+from growformer.optim.fade import require_fade
 from growformer.planning import Plan
 from growformer.training.flops import size_of_model
 from growformer.training.recipe import Budget, RecipeFile
@@ -72,6 +73,7 @@ def plan_stages(file: RecipeFile, config: Mapping[str, Any], growing: Growing) -
             made = growing.plan(bare_model(stages[-1].config), **request)
             say = ("a run leaves nothing behind that cannot learn", "allow_change: true goes on all the same")
             made.require_allowed(dead=False, change=growth.entry.allow_change, say=say)
+            require_fade(made, growth.entry.fade, "fade: K in the recipe")
         except RequestError as error:
             raise RequestError(_placed(file, f"{growth.where}: {error}")) from error
         stages.append(Stage(growth, made.target_config, size_of_model(made.target_config, length)))
