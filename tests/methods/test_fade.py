@@ -254,6 +254,7 @@ def test_a_second_growth_in_mid_fade_leaves_it_going() -> None:
         assert relative(old[:, 28:] * 1.5, now[:, 28:]) < BAR
 
 
+@pytest.mark.usefixtures("float64")
 def test_a_line_search_keeps_what_lowers_the_loss_most() -> None:
     of = model(KIND)
     tokens = batch(0)
