@@ -34,8 +34,8 @@ class Way:
         lift: "new": new channels, closed on one side; "copies": copies of old channels, whose readers share their
             weights. Of layers, "copies" are whole layers again: the function changes.
         closed: of "new": the side that is closed. Axes that a norm reads can only be closed at their writers.
-        fill: of "new": what the open side holds: "normal" draws, or a "copy" of what stands at an old channel, or directions that a
-            "gradient" gives, for which a closure computes a loss.
+        fill: of "new": what the open side holds: "normal" draws, a "copy" of what stands at an old channel, or
+            directions of a "gradient", for which a closure computes a loss.
         order: of copies: which.
         split: of "copies": how readers share their weights.
         ahead: of "copies": what writes them comes from the next layer's tensors. The function changes.

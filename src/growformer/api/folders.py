@@ -126,6 +126,7 @@ def expand_checkpoint(
         made = plan(src, *expansions, method=method, seed=seed, layers_at=layers_at, **request)
         say = ("--allow-dead goes on all the same", "--allow-change goes on all the same")
         made.require_allowed(dead=allow_dead, change=allow_change, say=say)
+        made.require_closure(False, "a folder has none; growformer.expand(model, ..., closure=loss) in memory")
         training = None if model_only else training_state(src, made)
         with TensorFiles.open(src) as files, ExitStack() as opened:
             specs = [

@@ -27,6 +27,7 @@ def grow(
     freeze_old: bool = False,
     keep_dynamics: bool = False,
     fade: int | None = None,
+    closure: Callable[[], torch.Tensor] | None = None,
     averages: Sequence[torch.nn.Module] = (),
     shard: Callable[[Any], Any] | None = None,
     **request: Any,
@@ -47,6 +48,8 @@ def grow(
         keep_dynamics: a tensor that is multiplied by s learns at a rate under which it moves as before, times s.
         fade: for methods that fade new entries in (`msg`, `gated`): the steps over which they do. 0: they stay zero,
             for `growformer.training.line_search` or to learn from there.
+        closure: for methods that ask a loss (`gradmax`): gives that of the model on batches of your choice, with its
+            graph. It is called before anything changes, and no gradient is left behind.
         averages: copies of the model that follow it (an EMA's), which grow with it and get the same new entries.
         shard: for a model sharded under torch.distributed: the function that has sharded it (`fully_shard`,
             `parallelize_module`). It is called on the grown model, which is then a new object and returned; the small
@@ -76,8 +79,8 @@ def grow(
         def planned(bare: transformers.PreTrainedModel) -> Plan:
             made = live_plan(bare, *expansions, **request)
             require_fade(made, fade)
-            if made.behind:
-                raise RequestError(f"{made.method}: the parameters are sharded, and nothing fades in there; try paper")
+            if made.behind or made.learned:
+                raise RequestError(f"{made.method}: the parameters are sharded, and it needs whole ones; paper works")
             return made
 
         return grow_sharded(model, optimizer, planned, shard, pace), optimizer
@@ -86,7 +89,8 @@ def grow(
     old = stock_skeleton(inner)  # before a plan meets tensors that it knows nothing of
     made = live_plan(inner, *expansions, **request)
     require_fade(made, fade)
-    grow_live(inner, optimizer, made, old=old, pace=pace, averages=copies)
+    made.require_closure(closure is not None, "growformer.grow(..., closure=loss)")
+    grow_live(inner, optimizer, made, old=old, pace=pace, averages=copies, closure=closure)
     return model, optimizer
 
 

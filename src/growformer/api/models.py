@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from growformer.api.planned import on_disk, plan
@@ -10,11 +11,16 @@ from growformer.planning import apply
 from growformer.planning.plan import ALLOWED
 
 if TYPE_CHECKING:
+    import torch
     import transformers
 
 
 def expand(
-    model: transformers.PreTrainedModel, *expansions: Any, allow_change: bool = False, **request: Any
+    model: transformers.PreTrainedModel,
+    *expansions: Any,
+    allow_change: bool = False,
+    closure: Callable[[], torch.Tensor] | None = None,
+    **request: Any,
 ) -> transformers.PreTrainedModel:
     """A larger model that computes the same function, in memory; the source is left as it is.
 
@@ -22,6 +28,7 @@ def expand(
         model: a stock Hugging Face model.
         expansions: see `plan`.
         allow_change: go on where the method makes another function of it.
+        closure: for methods that ask a loss (`gradmax`): gives the source's on batches of your choice, with its graph.
         request: see `plan`.
 
     Returns:
@@ -31,14 +38,18 @@ def expand(
     Raises:
         RequestError: as `plan`.
     """
-    made = plan(model, *expansions, **request)
-    made.require_allowed(dead=False, change=allow_change, say=ALLOWED)
-    state = apply(made, {name: x.detach().cpu() for name, x in on_disk(model).items()})
-    config, cls = type(model.config).from_dict(dict(made.target_config)), type(model)
     from growformer.checkpoint.layout import layout_of, shared_names
     from growformer.optim.carry import Carry
     from growformer.optim.fade import behind
+    from growformer.training.gradmax import fill_readers
 
+    made = plan(model, *expansions, **request)
+    made.require_allowed(dead=False, change=allow_change, say=ALLOWED)
+    made.require_closure(closure is not None, "growformer.expand(..., closure=loss)")
+    state = apply(made, {name: x.detach().cpu() for name, x in on_disk(model).items()})
+    if closure is not None:
+        fill_readers(model, made, layout_of(model), [state.__getitem__], closure)
+    config, cls = type(model.config).from_dict(dict(made.target_config)), type(model)
     if made.source_family:
         from growformer.checkpoint.stock import stock_class
         from growformer.proof.float64 import stock_config

@@ -1,7 +1,7 @@
 """Ways of growing, one literal each."""
 
 from growformer.algebra import Method
-from growformer.methods import copied, deeper, drawn, faded
+from growformer.methods import copied, deeper, drawn, faded, learned
 from growformer.methods.paper import PAPER
 
 METHODS: dict[str, Method] = {
@@ -12,6 +12,7 @@ METHODS: dict[str, Method] = {
         drawn.TWINS,
         faded.MSG,
         faded.GATED,
+        learned.GRADMAX,
         copied.NET2NET,
         copied.BERT2BERT,
         copied.AKI,

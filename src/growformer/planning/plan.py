@@ -212,6 +212,7 @@ class Plan:
         within_eps: what is exact only up to the eps of norms, one sentence each, with the formula of the bound; empty
             where the growth is exact.
         changes: what makes the grown model compute another function, one sentence each; empty where it does not.
+        learned: axes of which the open side comes from a loss, for which someone has to give a closure.
         behind: of tensors with closed entries that fade in while the grown model trains, what they fade in to.
     """
 
@@ -232,6 +233,7 @@ class Plan:
     source_family: str = ""
     changes: tuple[str, ...] = ()
     behind: tuple[TensorPlan, ...] = ()
+    learned: tuple[str, ...] = ()
 
     @property
     def opened(self) -> Plan:
@@ -263,6 +265,21 @@ class Plan:
             raise RequestError(f"{self.dead[0]}; {say[0]}")
         if self.changes and not change:
             raise RequestError(f"{self.changes[0]}: the function changes; {say[1]}")
+
+    def require_closure(self, given: bool, say: str) -> None:
+        """Refuse a growth that needs a loss where there is none, or a loss that nothing needs.
+
+        Args:
+            given: there is a closure.
+            say: where one could be given.
+
+        Raises:
+            RequestError: naming the method.
+        """
+        if self.learned and not given:
+            raise RequestError(f"{self.method} takes what new {self.learned[0]} holds from a loss: {say}")
+        if given and not self.learned:
+            raise RequestError(f"{self.method} asks no loss of anyone: leave out closure=, or grow with gradmax")
 
     @property
     def fidelity(self) -> dict[str, int]:
@@ -310,6 +327,7 @@ class Plan:
             **({"inexact": inexact} if (inexact := self._inexact()) else {}),
             **({"source_family": self.source_family} if self.source_family else {}),
             **({"behind": behind} if behind else {}),
+            **({"learned": list(self.learned)} if self.learned else {}),
         }
 
     def _inexact(self) -> dict[str, list[str]]:
@@ -357,6 +375,7 @@ class Plan:
             source_family=data.get("source_family", ""),
             changes=tuple(data.get("changes", ())),
             behind=read(data.get("behind", ())),
+            learned=tuple(data.get("learned", ())),
         )
 
     def dumps(self) -> str:

@@ -86,6 +86,11 @@ class Graft:
         """What fades in, by parameter name; asked for before `commit`, which lets the source go."""
         return behind(self.carry, lambda name: self.before[name], self.applier.stds)
 
+    def made(self, disk: str) -> torch.Tensor:
+        """A grown tensor, by its name on disk, as a view of the new parameter that holds it."""
+        view = self.carry.new.views[disk]
+        return view.of(self.values[view.name])
+
     @property
     def _continued(self) -> dict[str, str]:
         """For every new name of a tensor that continues an old one, the old one's first name."""

@@ -16,6 +16,7 @@ from growformer.optim.state import check_state, first_state, grown_state
 from growformer.optim.tables import Pace, grown_table
 from growformer.planning import Plan
 from growformer.training.changes import Changes
+from growformer.training.gradmax import Closure, fill_readers
 from growformer.training.graft import Graft
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def grow_live(
     old: transformers.PreTrainedModel | None = None,
     pace: Pace | None = None,
     averages: Sequence[transformers.PreTrainedModel] = (),
+    closure: Closure | None = None,
 ) -> None:
     """Grow a model in place, with all that trains it.
 
@@ -42,12 +44,15 @@ def grow_live(
         old: the model's skeleton, where it is made already.
         pace: how new and old blocks learn afterwards.
         averages: copies of the model that follow it; they get the same new entries.
+        closure: the loss that the plan asks for.
 
     Raises:
         RequestError, SourceError: see `Graft` and `Trained`.
     """
     graft = Graft(model, plan, old)
     grafts = [graft, *(Graft(average, plan, figures=graft.applier.stds) for average in averages)]
+    if closure is not None:
+        fill_readers(model, plan, graft.carry.old, [each.made for each in grafts], closure)
     optimizers = optimizer if isinstance(optimizer, (list, tuple)) else () if optimizer is None else (optimizer,)
     trained = [Trained(inner_optimizer(each), graft, pace or Pace()) for each in optimizers]
     fading = graft.behind

@@ -73,6 +73,7 @@ def plan_stages(file: RecipeFile, config: Mapping[str, Any], growing: Growing) -
             made = growing.plan(bare_model(stages[-1].config), **request)
             say = ("a run leaves nothing behind that cannot learn", "allow_change: true goes on all the same")
             made.require_allowed(dead=False, change=growth.entry.allow_change, say=say)
+            made.require_closure(False, "growformer.grow(..., closure=loss) in a loop of your own")
             require_fade(made, growth.entry.fade, "fade: K in the recipe")
         except RequestError as error:
             raise RequestError(_placed(file, f"{growth.where}: {error}")) from error
