@@ -35,7 +35,8 @@ class Way:
             weights. Of layers, "copies" are whole layers again: the function changes.
         closed: of "new": the side that is closed. Axes that a norm reads can only be closed at their writers.
         fill: of "new": what the open side holds: "normal" draws, a "copy" of what stands at an old channel, or
-            directions of a "gradient", for which a closure computes a loss.
+            directions of a "gradient", for which a closure computes a loss. Of "copies" with a "gradient": the lift
+            starts as copies, and is learned on a loss. The function changes.
         order: of copies: which.
         split: of "copies": how readers share their weights.
         ahead: of "copies": what writes them comes from the next layer's tensors. The function changes.
@@ -58,7 +59,8 @@ class Way:
     @property
     def preserving(self) -> bool:
         """Whether the grown model computes the same function, where the way is open at all; not so for layers."""
-        return self.lift == "new" or (self.order in ("cycle", "random") and not self.ahead)
+        told = self.order in ("cycle", "random") and not self.ahead and self.fill != "gradient"
+        return self.lift == "new" or told
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,11 @@ def grow(
     old = stock_skeleton(inner)  # before a plan meets tensors that it knows nothing of
     made = live_plan(inner, *expansions, **request)
     require_fade(made, fade)
+    if "lift" in made.learned.values():
+        raise RequestError(
+            f"{made.method} learns the lift before the grown model is there, in memory: "
+            f"growformer.expand(model, ..., closure=loss), and a new optimizer"
+        )
     made.require_closure(closure is not None, "growformer.grow(..., closure=loss)")
     grow_live(inner, optimizer, made, old=old, pace=pace, averages=copies, closure=closure)
     return model, optimizer

@@ -19,7 +19,9 @@ def expand(
     model: transformers.PreTrainedModel,
     *expansions: Any,
     allow_change: bool = False,
-    closure: Callable[[], torch.Tensor] | None = None,
+    closure: Callable[..., torch.Tensor] | None = None,
+    steps: int = 100,
+    learning_rate: float = 1e-3,
     **request: Any,
 ) -> transformers.PreTrainedModel:
     """A larger model that computes the same function, in memory; the source is left as it is.
@@ -28,7 +30,9 @@ def expand(
         model: a stock Hugging Face model.
         expansions: see `plan`.
         allow_change: go on where the method makes another function of it.
-        closure: for methods that ask a loss (`gradmax`): gives the source's on batches of your choice, with its graph.
+        closure: for methods that ask a loss, which gives it with its graph, on batches of your choice. For `gradmax`:
+            loss(), of the source. For `ligo`: loss(forward), where `forward` is called as the grown model would be.
+        steps, learning_rate: of Adam, for lifts that are learned (`ligo`).
         request: see `plan`.
 
     Returns:
@@ -42,12 +46,14 @@ def expand(
     from growformer.optim.carry import Carry
     from growformer.optim.fade import behind
     from growformer.training.gradmax import fill_readers
+    from growformer.training.ligo import Lifts, learn
 
     made = plan(model, *expansions, **request)
     made.require_allowed(dead=False, change=allow_change, say=ALLOWED)
     made.require_closure(closure is not None, "growformer.expand(..., closure=loss)")
     state = apply(made, {name: x.detach().cpu() for name, x in on_disk(model).items()})
-    if closure is not None:
+    lifted = "lift" in made.learned.values()
+    if closure is not None and not lifted:
         fill_readers(model, made, layout_of(model), [state.__getitem__], closure)
     config, cls = type(model.config).from_dict(dict(made.target_config)), type(model)
     if made.source_family:
@@ -68,6 +74,9 @@ def expand(
     if wrong:
         raise SourceError(f"the grown tensors do not fit {cls.__name__}: {', '.join(map(str, wrong[:4]))}")
     grown.growformer_plan = made
+    if closure is not None and lifted:
+        lifts = Lifts(made, layout_of(grown), {name: x.detach() for name, x in on_disk(model).items()})
+        learn(lifts, grown.train(model.training), closure, steps, learning_rate)
     if made.behind:
         held = shared_names(model)[0]
         grown.growformer_behind = behind(Carry(made, layout_of(model), layout_of(grown)), lambda name: held[name])

@@ -13,6 +13,7 @@ METHODS: dict[str, Method] = {
         faded.MSG,
         faded.GATED,
         learned.GRADMAX,
+        learned.LIGO,
         copied.NET2NET,
         copied.BERT2BERT,
         copied.AKI,

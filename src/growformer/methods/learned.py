@@ -8,3 +8,17 @@ GRADMAX = Method(
     about="new units are written with zeros, and read so that the gradient of what writes them is largest",
     ways={"mlp": Way(closed="writers", fill="gradient")},
 )
+
+_LEARNED = Way("copies", fill="gradient")
+
+LIGO = Method(
+    name="ligo",
+    source="arXiv 2303.00980",
+    about="a learned lift: a matrix for each axis and a mix of layers, which start as copies and follow a loss",
+    ways={
+        "mlp": _LEARNED,
+        "heads": _LEARNED,
+        "hidden": _LEARNED,
+        "layer": Way("copies", order="each", fill="gradient"),
+    },
+)

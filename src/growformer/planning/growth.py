@@ -44,7 +44,8 @@ class AxisGrowth:
             order; the lift is that of all slices together. None: they have them all.
         fades: its closed side fades in while the grown model trains.
         opened: that side as it is in the end, open as the other is.
-        learned: what its open side holds comes from a loss, once there is a model.
+        learned: what comes from a loss, once there is a model: "readers", the open side of new channels; "lift", all of
+            the lift, which starts as this one.
     """
 
     axis: str
@@ -66,7 +67,7 @@ class AxisGrowth:
     sliced: tuple[str, int] | None = None
     fades: bool = False
     opened: bool = False
-    learned: bool = False
+    learned: Literal["", "readers", "lift"] = ""
 
     @property
     def old(self) -> int:

@@ -107,7 +107,7 @@ def make_plan(
         changes=tuple(axis.changes for axis in growth if axis.changes),
         source_family="" if becoming is None else becoming.source,
         behind=behind,
-        learned=tuple(axis.axis for axis in growth if axis.learned),
+        learned={axis.axis: axis.learned for axis in growth if axis.learned},
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 
 from growformer.algebra import OUTSIDE, Family, Kind, Lift, Method, Order, Side, Way
 from growformer.algebra.fill import numbers
@@ -65,7 +66,14 @@ def picker(method: Method, family: Family, axis: str, seed: int) -> Pick:
 def copied_growth(axis: str, lift: Lift, closed: Side, way: Way) -> AxisGrowth:
     """Copies that are all read, each by its share of what read the old channel."""
     said = f"{axis} {lift.old} -> {lift.new}: what writes the copies comes from the next layer" if way.ahead else ""
-    return AxisGrowth(axis, lift, closed, heard=True, shares=way.split, ahead=way.ahead, changes=said)
+    made = AxisGrowth(axis, lift, closed, heard=True, shares=way.split, ahead=way.ahead, changes=said)
+    return _learned(made) if way.fill == "gradient" else made
+
+
+def _learned(growth: AxisGrowth) -> AxisGrowth:
+    """The growth, as the beginning of one that is learned."""
+    said = f"{growth.axis} {growth.old} -> {growth.new}: the lift is learned, and starts as copies"
+    return replace(growth, learned="lift", changes=said)
 
 
 def stacked_growth(
@@ -82,7 +90,8 @@ def stacked_growth(
         raise RequestError("the last layers take keys and values from others, which copies of layers would tear apart")
     sources = _ORDERS[way.order](old, new)
     changes = f"{axis} {old} -> {new}: whole layers stand again ({', '.join(map(str, sources))}), and compute again"
-    return AxisGrowth(axis, Lift.rows(old, sources), "readers", like=tuple(sources), changes=changes)
+    made = AxisGrowth(axis, Lift.rows(old, sources), "readers", like=tuple(sources), changes=changes)
+    return _learned(made) if way.fill == "gradient" else made
 
 
 def _stack(old: int, new: int) -> list[int]:

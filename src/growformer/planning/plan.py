@@ -212,7 +212,8 @@ class Plan:
         within_eps: what is exact only up to the eps of norms, one sentence each, with the formula of the bound; empty
             where the growth is exact.
         changes: what makes the grown model compute another function, one sentence each; empty where it does not.
-        learned: axes of which the open side comes from a loss, for which someone has to give a closure.
+        learned: by axis, what of it comes from a loss (see `AxisGrowth.learned`), for which someone has to give a
+            closure.
         behind: of tensors with closed entries that fade in while the grown model trains, what they fade in to.
     """
 
@@ -233,7 +234,7 @@ class Plan:
     source_family: str = ""
     changes: tuple[str, ...] = ()
     behind: tuple[TensorPlan, ...] = ()
-    learned: tuple[str, ...] = ()
+    learned: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def opened(self) -> Plan:
@@ -277,9 +278,9 @@ class Plan:
             RequestError: naming the method.
         """
         if self.learned and not given:
-            raise RequestError(f"{self.method} takes what new {self.learned[0]} holds from a loss: {say}")
+            raise RequestError(f"{self.method} takes what new {', '.join(self.learned)} holds from a loss: {say}")
         if given and not self.learned:
-            raise RequestError(f"{self.method} asks no loss of anyone: leave out closure=, or grow with gradmax")
+            raise RequestError(f"{self.method} asks no loss of anyone: leave out closure=; gradmax and ligo ask one")
 
     @property
     def fidelity(self) -> dict[str, int]:
@@ -327,7 +328,7 @@ class Plan:
             **({"inexact": inexact} if (inexact := self._inexact()) else {}),
             **({"source_family": self.source_family} if self.source_family else {}),
             **({"behind": behind} if behind else {}),
-            **({"learned": list(self.learned)} if self.learned else {}),
+            **({"learned": dict(self.learned)} if self.learned else {}),
         }
 
     def _inexact(self) -> dict[str, list[str]]:
@@ -375,7 +376,7 @@ class Plan:
             source_family=data.get("source_family", ""),
             changes=tuple(data.get("changes", ())),
             behind=read(data.get("behind", ())),
-            learned=tuple(data.get("learned", ())),
+            learned=data.get("learned", {}),
         )
 
     def dumps(self) -> str:

@@ -217,8 +217,8 @@ def plain_growth(axis: str, old: int, new: int, way: Way, pick: Pick | None = No
         return AxisGrowth(axis, Lift(old, tuple(merged([*runs, Run(odd, None, back=None)]))), "pairs")
     start = tuple(donors) if way.fill == "copy" else ()
     lift = Lift.place(old, range(old), new)
-    learned = way.fill == "gradient"
-    return AxisGrowth(axis, lift, way.closed, donors=start, fades=bool(way.behind), learned=learned)
+    grown = AxisGrowth(axis, lift, way.closed, donors=start, fades=bool(way.behind))
+    return replace(grown, learned="readers") if way.fill == "gradient" else grown
 
 
 def _check_gates(family: Family, axis: str, way: Way) -> None:

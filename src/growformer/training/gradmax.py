@@ -101,7 +101,7 @@ def fill_readers(
 def _found(plan: Plan) -> list[tuple[TensorPlan, TensorPlan, list[TensorPlan]]]:
     """Of every MLP that grows, the tensor that reads its units, the one that writes them, and those of its gate."""
     family = FAMILIES[plan.family]
-    (axis,) = plan.learned
+    axis = next(iter(plan.learned))
     grown = [name for name, entry in plan.axes.items() if entry["old"] != entry["new"]]
     if grown != [axis]:
         said = f"{axis} grows alone by it, and {', '.join(grown)} grow; do one, then the other"

@@ -1,0 +1,117 @@
+"""LiGO: starts as copies, learns on the grown model's loss, and has one matrix for each axis and kind of tensor."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import growformer as gf
+from growformer.api.planned import on_disk
+from growformer.checkpoint.layout import layout_of
+from growformer.errors import RequestError
+from growformer.proof.bar import BAR
+from growformer.training.ligo import Lifts, learn
+from tests.training.live_kit import batch, model, relative
+
+REQUESTS: dict[str, dict[str, int]] = {
+    "llama-tied-bias": {
+        "hidden_size": 48,
+        "intermediate_size": 40,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 3,
+        "num_hidden_layers": 4,
+    },
+    "qwen3": {"hidden_size": 48, "num_attention_heads": 8, "num_key_value_heads": 4},
+    "gpt2": {"n_embd": 48, "n_head": 8, "n_inner": 120, "n_layer": 5},
+}
+STEPS = 6
+
+
+def loss(forward: Callable[..., Any]) -> torch.Tensor:
+    tokens = batch(0)
+    return forward(input_ids=tokens, labels=tokens, use_cache=False).loss
+
+
+def grown(kind: str, steps: int, **request: Any) -> Any:
+    made = request or REQUESTS[kind]
+    return gf.expand(model(kind), method="ligo", closure=loss, allow_change=True, steps=steps, **made)
+
+
+@pytest.mark.parametrize("kind", list(REQUESTS))
+def test_it_starts_as_copies(kind: str) -> None:
+    start = dict(grown(kind, 0).named_parameters())
+    depth = {"num_hidden_layers", "n_layer"}
+    wide = {name: size for name, size in REQUESTS[kind].items() if name not in depth}
+    copied = gf.expand(model(kind), method="hyperclone", **wide)
+    # Where no layer stands again nothing has changed: the lift is that of hyperclone.
+    narrow = dict(grown(kind, 0, **wide).named_parameters())
+    for name, x in copied.named_parameters():
+        assert relative(x.detach(), narrow[name].detach()) < BAR, name
+    deeper = gf.expand(model(kind), method="hyperclone,layer=interpolate", allow_change=True, **REQUESTS[kind])
+    for name, x in deeper.named_parameters():
+        assert relative(x.detach(), start[name].detach()) < BAR, name
+
+
+def test_it_learns_on_the_loss_that_it_is_given() -> None:
+    start, after = grown("llama-tied-bias", 0), grown("llama-tied-bias", STEPS)
+    with torch.no_grad():
+        before, now = float(loss(start)), float(loss(after))
+    assert now < before
+    moved = [relative(x.detach(), y.detach()) for x, y in zip(start.parameters(), after.parameters(), strict=True)]
+    assert min(moved) > BAR
+    assert after.lm_head.weight is after.model.embed_tokens.weight and after.training
+
+
+def test_one_matrix_for_each_axis_and_kind_of_tensor() -> None:
+    of = model("llama-tied-bias")
+    big = gf.expand(of, method="ligo", closure=loss, allow_change=True, steps=0, **REQUESTS["llama-tied-bias"])
+    plan = big.growformer_plan
+    lifts = Lifts(plan, layout_of(big), {name: x.detach() for name, x in on_disk(of).items()})
+    sizes = {axis: (entry["new"], entry["old"]) for axis, entry in plan.axes.items()}
+    width = {name: tuple(x.shape) for name, x in lifts.matrices.items() if ": " not in name}
+    assert all(shape == sizes[name.partition(".")[0]] for name, shape in width.items())
+    assert {name.partition(".")[0] for name in width} == {"hidden", "mlp", "heads", "kv_heads"}
+    assert {"hidden.write", "hidden.read", "hidden.gain", "mlp.write", "mlp.read"} <= set(width)
+    depth = {name: tuple(x.shape) for name, x in lifts.matrices.items() if ": " in name}
+    assert set(depth.values()) == {(4, 3)} and len(depth) == 16
+    assert all(name.startswith("layer: model.layers.{layer}.") for name in depth)
+    losses = learn(lifts, big, loss, STEPS, 1e-3)
+    assert len(losses) == STEPS and losses[-1] < losses[0]
+    # By hand, of one tensor: W'_l = E (sum over k of D[l, k] W_k) R^T.
+    m, name = lifts.matrices, "model.layers.{layer}.mlp.up_proj.weight"
+    mixed = sum(m[f"layer: {name}"][2, k] * of.get_parameter(name.format(layer=k)) for k in range(3))
+    wanted = m["mlp.write"] @ mixed @ m["hidden.read"].T
+    assert relative(wanted.detach(), big.get_parameter(name.format(layer=2)).detach()) < BAR
+
+
+def test_what_it_cannot_do_is_refused_by_name(tmp_path: Path) -> None:
+    of = model("llama-tied-bias")
+    mlp: dict[str, Any] = {"method": "ligo", "intermediate_size": 40}
+    with pytest.raises(RequestError, match=r"the lift is learned.*allow_change=True"):
+        gf.expand(of, closure=loss, **mlp)
+    with pytest.raises(RequestError, match="ligo takes what new mlp holds from a loss"):
+        gf.expand(of, allow_change=True, **mlp)
+    with pytest.raises(RequestError, match=r"ligo learns the lift before .*growformer.expand"):
+        gf.grow(of, None, allow_change=True, closure=loss, **mlp)
+    of.save_pretrained(tmp_path / "src")
+    with pytest.raises(RequestError, match="a folder has none"):
+        gf.expand_checkpoint(tmp_path / "src", tmp_path / "out", allow_change=True, **mlp)
+    with pytest.raises(RequestError, match=r"head_dim.*ligo .*says nothing of that"):
+        gf.expand(of, method="ligo", allow_change=True, closure=loss, head_dim=14)
+    with pytest.raises(RequestError, match="key, value grow in another way"):
+        gf.expand(
+            of,
+            method="ligo,key=paper,value=paper",
+            allow_change=True,
+            closure=loss,
+            head_dim=14,
+            **{"intermediate_size": 40},
+        )
+    with pytest.raises(RequestError, match="only whole copies of its channels"):
+        gf.expand(of, method="ligo", allow_change=True, closure=loss, hidden_size=36)
+    with pytest.raises(RequestError, match="holds 6 tensors, as experts do"):
+        gf.expand(model("mixtral"), allow_change=True, closure=loss, **mlp)
+    with pytest.raises(RequestError, match="the loss of what it is given to call"):
+        gf.expand(of, allow_change=True, closure=lambda forward: torch.zeros(()), **mlp)
