@@ -43,7 +43,7 @@ PUBLIC_NAMES = [
     "plan",
     "verify",
 ]
-TRAINING_NAMES = ["GrowthCallback"]
+TRAINING_NAMES = ["GrowthCallback", "Searched", "line_search"]
 
 
 def project_table() -> dict[str, Any]:

@@ -14,6 +14,7 @@ import growformer  # the public functions: they find the layer above when they a
 from growformer.checkpoint.layout import disk_shapes
 from growformer.checkpoint.skeleton import skeleton, stock_skeleton
 from growformer.errors import RequestError
+from growformer.optim.fade import require_fade
 from growformer.optim.rates import inner_optimizer, rates_of
 from growformer.optim.saved import KEY, Companion
 from growformer.training.growable import require_live, stock
@@ -243,6 +244,7 @@ class GrowthCallback(TrainerCallback):
             warmup=entry.warmup,
             freeze_old=entry.freeze_old > 0,
             keep_dynamics=entry.keep_dynamics,
+            fade=entry.fade,
             averages=self.averages,
             allow_change=growth.entry.allow_change,
             **request_of(growth, self.seed),
@@ -289,8 +291,10 @@ class GrowthCallback(TrainerCallback):
             if all(grown.get(name) == shape for name, shape in given.items()) and not _lacks(bare, given):
                 self._first = first
                 for growth in growths[:count]:
+                    entry = growth.entry
+                    fade = None if entry.fade is None else 0  # how far that has come is loaded with the rates
                     growformer.grow(
-                        model, optimizer, allow_change=growth.entry.allow_change, **request_of(growth, self.seed)
+                        model, optimizer, allow_change=entry.allow_change, fade=fade, **request_of(growth, self.seed)
                     )
                 logger.warning(f"The checkpoint holds a grown model: the model was grown {count} times to load it.")
                 return
@@ -315,6 +319,8 @@ def plan_ahead(model: Any, growths: Sequence[Growth], seed: int) -> list[Any]:
         try:
             made = growformer.plan(bare, **request_of(growth, seed))
             require_live(made, model, change=growth.entry.allow_change)
+            made.require_closure(False, "growformer.grow(..., closure=loss) in a loop of your own")
+            require_fade(made, growth.entry.fade)
         except RequestError as error:
             raise RequestError(f"{growth.where}: {error}") from error
         bare = skeleton(model, made.target_config)
