@@ -169,6 +169,22 @@ def test_without_the_callback_it_resumes_at_other_rates(run: Run, tmp_path: Path
     assert made.state.global_step == STEPS and not equal(weights(made.model), run.weights)
 
 
+def test_it_resumes_in_mid_fade(tmp_path: Path) -> None:
+    sizes = {"intermediate_size": 40, "num_hidden_layers": 4}
+    schedule = {GROWN_AT: {**sizes, "method": "msg", "fade": 3}}
+    whole = trainer(model(), tmp_path / "whole", GrowthCallback(schedule))
+    whole.train()
+    for step in (GROWN_AT, GROWN_AT + 1):  # before its first step what fades in is saved as well
+        at = tmp_path / "whole" / f"checkpoint-{step}"
+        for of in (model(), loaded(at)):
+            again = trainer(of, tmp_path / "again", GrowthCallback(schedule))
+            again.train(resume_from_checkpoint=str(at))
+            assert equal(weights(again.model), weights(whole.model))
+    other = trainer(loaded(at), tmp_path / "again")
+    other.train(resume_from_checkpoint=str(at))
+    assert not equal(weights(other.model), weights(whole.model))
+
+
 def test_a_model_alone_resumes(tmp_path: Path) -> None:
     first = trainer(model(), tmp_path, GrowthCallback(SCHEDULE), save_only_model=True)
     first.train()
