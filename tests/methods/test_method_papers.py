@@ -312,6 +312,47 @@ def two_units_deep() -> Any:
     return build("llama", intermediate_size=2, num_hidden_layers=8)
 
 
+def msg() -> None:
+    # arXiv 2305.02869: with the masks at 0 it is the paper's growth; with all at 1 nothing new is zero any more.
+    wide = {"intermediate_size": 41, "num_attention_heads": 8, "num_key_value_heads": 4, "num_hidden_layers": 6}
+    case, base = grow("llama", "msg", **wide), grow("llama", "paper", **wide)
+    opened = apply(case.plan.opened, case.before.tensors)
+    for name, x in base.after.tensors.items():
+        assert torch.equal(case.after.tensors[name], x)
+        assert torch.equal(opened[name][x != 0], x[x != 0]) and opened[name].all()
+    assert {name.rpartition(".layers.")[2][2:] for name in opened if not base.after.tensors[name].all()} == {
+        f"{name}.weight" for name in CLOSING
+    }
+
+
+def gated() -> None:
+    # A copied layer behind a scalar: at 0 it is LLaMA Pro's, at 1 the layer before it stands again.
+    case = grow("llama", "gated", num_hidden_layers=6)
+    again(case)
+    opened, before = apply(case.plan.opened, case.before.tensors), 0
+    for layer, old in enumerate(case.plan.layers["layer"]):
+        before = before if old is None else old
+        for name, x in opened.items():
+            if name.startswith(f"model.layers.{layer}."):
+                assert torch.equal(x, case.before.tensors[name.replace(f"layers.{layer}.", f"layers.{before}.")])
+
+
+def gradmax() -> None:
+    # arXiv 2201.05125: what writes new units is zero, and what reads them waits for a loss (see test_gradmax).
+    case = grow("llama", "gradmax", intermediate_size=41)
+    for layer in range(3):
+        up, gate = (case.after.tensors[MLP.format(layer, name)] for name in ("up", "gate"))
+        assert not up[28:].any() and gate[28:].all()
+    assert case.plan.learned == {"mlp": "readers"}
+
+
+def ligo() -> None:
+    # arXiv 2303.00980: the lift waits for a loss (see test_ligo); it starts as copies of equal parts.
+    case, start = grow("llama", "ligo", **WIDE), grow("llama", "hyperclone", **WIDE)
+    assert all(torch.equal(x, start.after.tensors[name]) for name, x in case.after.tensors.items())
+    assert set(case.plan.learned.values()) == {"lift"} and case.plan.function == "changed"
+
+
 CHECKS: dict[str, Callable[[], None]] = {
     "paper": paper,
     "zero-in": zero_in,
@@ -333,6 +374,10 @@ CHECKS: dict[str, Callable[[], None]] = {
     "interpolate": interpolate,
     "midas": midas,
     "solar": solar,
+    "msg": msg,
+    "gated": gated,
+    "gradmax": gradmax,
+    "ligo": ligo,
 }
 
 

@@ -5,7 +5,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from method_kit import CASES, CHANGED, DECLARED, KEPT, OLD_VALUES, REQUESTS, TURNING, grow, grown, preserving, stock
+from method_kit import (
+    CASES,
+    CHANGED,
+    DECLARED,
+    KEPT,
+    LEARNED,
+    OLD_VALUES,
+    REQUESTS,
+    TURNING,
+    grow,
+    grown,
+    preserving,
+    stock,
+)
 
 import growformer as gf
 from growformer import api
@@ -74,8 +87,8 @@ def test_the_word_preserving_is_of_all_ways(method: str) -> None:
     ways = METHODS[method].ways
     assert METHODS[method].preserving == all(way.preserving for way in ways.values())
     changing = {kind for kind, way in ways.items() if not way.preserving}
-    assert (method in STACKED) == bool(changing)
-    assert method in ("bert2bert-aki",) or changing <= {"layer"}
+    assert (method in (*STACKED, *LEARNED)) == bool(changing)
+    assert method in ("bert2bert-aki", *LEARNED) or changing <= {"layer"}
 
 
 @pytest.mark.parametrize(("method", "layers"), STACKED.items())

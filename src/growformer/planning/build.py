@@ -88,10 +88,11 @@ def _again(
     What closes the layer does not, nor a number that what passes is multiplied by.
     """
     fresh = [axis for axis, value in old.items() if value is None]
-    closes = family.closes_layer(name, pattern) and not all(growth.at(axis).opened for axis in fresh)
-    if not fresh or closes or family.passes(pattern):
+    if not fresh or family.passes(pattern):
         return None
     if any(axis not in family.layers or not growth.at(axis).donors for axis in fresh):
+        return None
+    if family.closes_layer(name, pattern) and not all(growth.at(axis).opened for axis in fresh):
         return None
     return {axis: growth.at(axis).donors[new[axis]] if value is None else value for axis, value in old.items()}
 
