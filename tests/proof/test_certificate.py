@@ -12,7 +12,7 @@ from certified import EVERY, GPT2, LLAMA, QWEN3, ROPE, Growth, failing, grow, mo
 from growformer.algebra.factor import ONE, Factor
 from growformer.checkpoint.safetensors_io import TensorFiles
 from growformer.errors import ChangedError
-from growformer.proof import equations
+from growformer.proof import rows as in_rows
 from growformer.proof.axes import read_axes
 from growformer.proof.bar import BAR
 from growformer.proof.certificate import FileTensors, certify
@@ -117,7 +117,7 @@ def test_small_pieces_see_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -
     broken.target[key][-1] += 1
     said = broken.certify().failures
     pull = pulled_back(growth)
-    monkeypatch.setattr(equations, "PIECE", 50)
+    monkeypatch.setattr(in_rows, "PIECE", 50)
     assert growth.certify() == whole
     assert broken.certify().failures == said
     for other, weight in pulled_back(growth).items():
@@ -189,7 +189,7 @@ def test_copies_with_split_readers(tied: bool, monkeypatch: pytest.MonkeyPatch) 
     noise = torch.randn(28, 24)
     growth.target[name] += torch.cat([noise, -noise], 1)
     assert growth.certify().failures == []
-    monkeypatch.setattr(equations, "PIECE", 50)
+    monkeypatch.setattr(in_rows, "PIECE", 50)
     assert growth.certify().failures == []
     pulled = pulled_back(growth)[name]
     assert (pulled - growth.source[name]).abs().max() <= 1e-6 * noise.abs().max()
@@ -212,7 +212,7 @@ def test_copied_readers_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
         growth.target[name][7:11] *= 0.75
         growth.target[name][96:] = growth.source[name][7:11] * 0.25
     assert growth.certify().failures == []
-    monkeypatch.setattr(equations, "PIECE", 50)
+    monkeypatch.setattr(in_rows, "PIECE", 50)
     assert growth.certify().failures == []
     growth.target["transformer.h.1.mlp.c_proj.weight"][98, 2] *= 1.001
     failing(growth, "transformer.h.1.mlp.c_proj.weight", "[9, 2]")

@@ -199,7 +199,7 @@ WRONG: dict[str, tuple[str, dict[str, int], Break, tuple[str, ...]]] = {
         "llama",
         MLP,
         told("mlp", closed="writers"),
-        ("gate_proj.weight[28, 0]", "zero"),
+        ("up_proj.weight[28, 0]", "zero"),
     ),
     "value told closed at its writers": (
         "llama",

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from growformer import api
 from growformer.checkpoint import sha256
 from growformer.errors import ChangedError
-from growformer.planning import resolve
+from growformer.planning import heads, resolve
 from tests.tiny import save
 
 ALL = {
@@ -202,7 +202,7 @@ def test_a_plan_that_is_wrong_consistently_is_refused(
     names: str,
 ) -> None:
     """The plan, the files and the receipt agree with each other; only the family's facts can tell."""
-    monkeypatch.setattr(resolve, what, wrong)
+    monkeypatch.setattr(heads if what == "head_growth" else resolve, what, wrong)
     with pytest.raises(ChangedError, match=names):
         api.expand_checkpoint(src, tmp_path / "out", prove_level="structure", **request_)
     assert list(tmp_path.iterdir()) == []

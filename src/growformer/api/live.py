@@ -133,5 +133,6 @@ def new_parameters(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     if made is None:
         raise RequestError("the model has not been grown: growformer.grow(model, ...) or growformer.expand(model, ...)")
     layout = layout_of(inner)
-    masks = {name: new_entries(made, layout, name) for name, _ in inner.named_parameters()}
+    found = new_entries(made, layout)
+    masks = {name: found[name] for name, _ in inner.named_parameters()}
     return {name: mask.to(inner.device) for name, mask in masks.items() if bool(mask.any())}

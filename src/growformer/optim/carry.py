@@ -14,7 +14,7 @@ from growformer.algebra import ONE, Factor
 from growformer.errors import SourceError
 from growformer.optim.dual import box, carry_moment, has_past
 from growformer.optim.layout import Layout
-from growformer.planning import Plan, TensorPlan
+from growformer.planning import Plan, TensorPlan, newness
 from growformer.planning.apply import Applier
 from growformer.planning.plan import Block
 
@@ -172,13 +172,28 @@ def kinds(plan: Plan, layout: Layout, name: str) -> tuple[torch.Tensor, list[Kin
     return out, list(found)
 
 
-def new_entries(plan: Plan, layout: Layout, name: str) -> torch.Tensor:
-    """Which entries of a grown parameter have no past: bool, of its shape (see `kinds`)."""
+def without_past(plan: Plan, layout: Layout, name: str) -> torch.Tensor:
+    """Which entries of a grown parameter continue nothing that an optimizer knows: bool, of its shape."""
     index, meanings = kinds(plan, layout, name)
     out = index.bool().zero_()
     for number, kind in enumerate(meanings):
         if kind.new:
             out |= index == number
+    return out
+
+
+def new_entries(plan: Plan, layout: Layout) -> dict[str, torch.Tensor]:
+    """Which entries of a grown model's parameters are new: by name in memory, bool, of their shapes.
+
+    Of several copies that continue an old entry the first is the old one.
+    """
+    import torch
+
+    of_disk = newness.new_entries(plan)
+    out = {name: torch.zeros(shape, dtype=torch.bool) for name, shape in layout.shapes.items()}
+    for disk, mask in of_disk.items():
+        view = layout.views[disk]
+        view.of(out[view.name]).copy_(mask)
     return out
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from growformer.errors import RequestError
-from growformer.optim.carry import Carry, new_entries
+from growformer.optim.carry import Carry, without_past
 from growformer.optim.rules import StateRule
 
 
@@ -95,7 +95,7 @@ def _factored(
         raise RequestError(f"{pair[0]!r} beside {name} is {tuple(rows.shape)}, which are no means over rows of {shape}")
     whole = tall * wide / tall.mean(-2, keepdim=True).clamp_min(torch.finfo(tall.dtype).tiny)
     grown = carry.moment(name, lambda _: whole, 2)
-    old = (~new_entries(carry.plan, carry.new, name)).to(grown.device)
+    old = (~without_past(carry.plan, carry.new, name)).to(grown.device)
     out = {}
     for key, dim in ((pair[0], -1), (pair[1], -2)):
         count = old.sum(dim, keepdim=True)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from growformer.algebra import OUTSIDE, WILD, Atom, Dim, NamePattern, TensorPattern
 from growformer.checkpoint import TensorFiles
 from growformer.checkpoint.stock import full_config
-from growformer.planning import Plan
 from growformer.planning.cover import idle_rows, stored_dims
+from growformer.planning.newness import new_entries
 from growformer.planning.rotary import turned_channels
 from growformer.planning.sizes import size_of
 from growformer.proof.case import Case
@@ -17,25 +17,6 @@ from growformer.proof.claims import Claim
 
 if TYPE_CHECKING:
     import torch
-
-
-def new_entries(plan: Plan) -> dict[str, torch.Tensor]:
-    """For every target tensor, which entries are new: drawn, zero, means, or copies but for the first of each."""
-    import torch
-
-    out: dict[str, torch.Tensor] = {}
-    held: dict[str, torch.Tensor] = {}
-    for tensor in plan.tensors:
-        mask = torch.ones(tensor.shape, dtype=torch.bool)
-        for block in tensor.blocks():
-            if block.source is not None and block.back is not None and not any(block.mean):
-                assert tensor.source is not None
-                seen = held.setdefault(tensor.source, torch.zeros(tensor.source_shape, dtype=torch.bool))
-                there = tuple(slice(a, a + n) for a, n in zip(block.source, block.shape, strict=True))
-                mask[tuple(slice(a, a + n) for a, n in zip(block.start, block.shape, strict=True))] = seen[there]
-                seen[there] = True
-        out[tensor.name] = mask
-    return out
 
 
 def _trainable_new_entries(case: Case) -> tuple[dict[str, torch.Tensor], int]:

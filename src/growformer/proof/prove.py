@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from growformer.checkpoint import size_text
+from growformer.planning.newness import new_entries
 from growformer.proof.case import Case, stored_bytes
-from growformer.proof.claim_alive import alive, new_entries
+from growformer.proof.claim_alive import alive
 from growformer.proof.claim_float64 import Outputs, algebra, eps, stored
 from growformer.proof.claim_runtime import runtime
 from growformer.proof.claims import Claim, Proof
