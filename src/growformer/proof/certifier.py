@@ -17,7 +17,7 @@ from growformer.proof.barred import check_bias, lacking
 from growformer.proof.certificate import Certificate, LayerMap, Placed, Sides
 from growformer.proof.equations import Found, Tensors
 from growformer.proof.origin import Origin
-from growformer.proof.symmetry import inseparable
+from growformer.proof.symmetry import copied_axes, inseparable
 
 
 @contextmanager
@@ -110,7 +110,7 @@ class Certifier:
             fidelity[found.fidelity] += 1
         result.counts |= fidelity
         facts = self._case.facts
-        if facts is not None and result.ok and any(axis.copied for axis in facts.axes.values()):
+        if facts is not None and result.ok and copied_axes(facts):
             result.copied = True
             result.inseparable = inseparable(facts, list(self._tensors.values()), self._case.target)
         return result

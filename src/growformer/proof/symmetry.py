@@ -28,7 +28,7 @@ def inseparable(facts: Facts, tensors: Sequence[Placed], target: Tensors) -> dic
         tensors: the target's, under their patterns.
         target: their values.
     """
-    copied = [a for a in facts.axes.values() if a.copied and not facts.attending.sharing(a.name)]
+    copied = copied_axes(facts)
     together = bool(copied) and _turned(facts, tensors, target)
     out = {}
     for axis in copied:
@@ -54,6 +54,20 @@ def inseparable(facts: Facts, tensors: Sequence[Placed], target: Tensors) -> dic
         found = sum(len(set(pairs[held, 0].tolist())) for held in alike.values())
         out[axis.name] = (found, axis.new * len(alike))
     return {name: counts for name, counts in out.items() if counts[0]}
+
+
+def copied_axes(facts: Facts) -> list[Axis]:
+    """The axes with copies that are all read, each by a part of what read the old channel.
+
+    Key/value heads are told apart by the heads that read them, and copies that nobody reads by their positions.
+    """
+    return [
+        axis
+        for axis in facts.axes.values()
+        if axis.copied
+        and not facts.attending.sharing(axis.name)
+        and all(back is not None for back, i in zip(axis.backs, axis.source.tolist(), strict=True) if i >= 0)
+    ]
 
 
 def _turned(facts: Facts, tensors: Sequence[Placed], target: Tensors) -> bool:
