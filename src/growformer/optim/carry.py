@@ -34,8 +34,9 @@ class Kind:
         new: it has no past: drawn, zero, a carried mean, or a copy that R leaves out.
         closed: new and zero.
         factor: what its old entries were multiplied by.
-        shared: its old entries are one of several parts of the source's.
+        shared: its old entries are parts of the source's that differ from entry to entry.
         offset: what the model adds to its stored numbers.
+        back: what its gradient is, of the source's.
     """
 
     new: bool
@@ -43,6 +44,7 @@ class Kind:
     factor: Factor = ONE
     shared: bool = False
     offset: int = 0
+    back: Factor = ONE
 
 
 class Carry:
@@ -200,4 +202,5 @@ def new_entries(plan: Plan, layout: Layout) -> dict[str, torch.Tensor]:
 def _kind(tensor: TensorPlan, block: Block) -> Kind:
     if not has_past(block):
         return Kind(new=True, closed=block.source is None and not block.free)
-    return Kind(False, False, block.factor, block.part, tensor.offset if block.factor != ONE else 0)
+    offset = tensor.offset if block.factor != ONE else 0
+    return Kind(False, False, block.factor, block.part, offset, block.back or ONE)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from growformer.algebra import ONE, Factor
+from growformer.algebra import ONE
 from growformer.errors import RequestError
 from growformer.optim.carry import Carry, Kind
 from growformer.optim.fade import Behind
@@ -107,30 +107,30 @@ def _old(rule: StateRule, name: str, block: BlockRate, kind: Kind, group: Mappin
         raise RequestError(
             f"keep_dynamics: {name} is shared out among copies, and no rates make copies move as one did"
         )
-    if kind.factor == ONE:
+    if kind.factor == kind.back == ONE:
         return block
-    return _kept(rule, name, block, kind.factor, kind.offset, group)
+    return _kept(rule, name, block, kind, group)
 
 
-def _kept(
-    rule: StateRule, name: str, block: BlockRate, factor: Factor, offset: int, group: Mapping[str, Any]
-) -> BlockRate:
+def _kept(rule: StateRule, name: str, block: BlockRate, kind: Kind, group: Mapping[str, Any]) -> BlockRate:
     """The rate under which a block multiplied by s moves as before, times s.
 
-    Its gradient is divided by s. An update without unit (Adam's, but for eps) must be multiplied by s, one that is a
-    gradient (SGD's) by s^2. Decay of the weight itself needs no change; decay in the gradient, which must be divided by
-    s like the rest of it while the weight is multiplied by s, is divided by s^2.
+    Its gradient is b times the old one: 1/s, or of the parts s of a weight that copies share the whole, and of a copied
+    writer its part. An update without unit (Adam's, but for eps) must be multiplied by s, one that is a gradient
+    (SGD's) by s/b. Decay of the weight itself needs no change; decay in the gradient, which must be multiplied by b
+    like the rest of it while the weight is multiplied by s, is multiplied by b/s.
     """
     if rule.dynamics is None:
         raise RequestError(
-            f"keep_dynamics: {name} is multiplied by {factor}, and no learning rate makes this optimizer's updates "
-            f"follow; it is kept for AdamW, Adam and SGD"
+            f"keep_dynamics: {name} is multiplied by {kind.factor}, and no learning rate makes this optimizer's "
+            f"updates follow; it is kept for AdamW, Adam and SGD"
         )
-    if offset and float(group.get("weight_decay", 0)) != 0:
+    if kind.offset and float(group.get("weight_decay", 0)) != 0:
         raise RequestError(
-            f"keep_dynamics: {name} holds numbers to which the model adds {offset}, and weight decay draws them to 0, "
-            f"whatever they are multiplied by; give gains no weight decay"
+            f"keep_dynamics: {name} holds numbers to which the model adds {kind.offset}, and weight decay draws them "
+            f"to 0, whatever they are multiplied by; give gains no weight decay"
         )
-    s = float(factor)
-    decay = block.decay if rule.decay_of(group) == "decoupled" else block.decay / s**2
-    return replace(block, rate=block.rate * s**rule.dynamics, decay=decay, eps=block.eps / s)
+    s, b = float(kind.factor), float(kind.back)
+    decay = block.decay if rule.decay_of(group) == "decoupled" else block.decay * b / s
+    rate = s if rule.dynamics == 1 else s / b
+    return replace(block, rate=block.rate * rate, decay=decay, eps=block.eps * b)

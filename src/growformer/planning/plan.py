@@ -63,8 +63,8 @@ class Block:
 
     @property
     def part(self) -> bool:
-        """Its entries are one of several parts of the source's, or of their gradient."""
-        return any(self.shares) or not self.portion or (self.back is not None and self.factor * self.back != ONE)
+        """Its entries are parts of the source's that differ from entry to entry, or block to block."""
+        return any(self.shares) or not self.portion
 
 
 @dataclass(frozen=True)
