@@ -63,7 +63,7 @@ REQUESTS = [
     ("num_hidden_layers=5 --layers-at -1,2", r"places \[-1, 2\] should be 2 different numbers"),
     ("num_hidden_layers=5 --layers-at 1", r"places \[1\] should be 2 different numbers"),
     ("hidden_size=48 --layers-at 1", "new layers were placed, but no new layer was asked for"),
-    ("hidden_size=48 --method papr", "method 'papr' is unknown; did you mean paper? there are paper"),
+    ("hidden_size=48 --method papr", r"method .papr. is unknown; did you mean paper\? growformer methods lists"),
 ]
 GPT2_REQUESTS = [
     ("hidden_size=48", "unknown key hidden_size: did you mean n_embd"),

@@ -53,9 +53,9 @@ def test_a_part_that_changes_the_function_makes_the_whole_change_it() -> None:
 
 
 REFUSED = [
-    ("lemmon", r"'lemmon' is unknown; did you mean lemon\? there are paper, zero-in"),
+    ("lemmon", r"'lemmon' is unknown; did you mean lemon\? growformer methods lists"),
     ("net2nett", r"did you mean net2net\?"),
-    ("nothing like it", r"'nothing like it' is unknown; there are paper"),
+    ("nothing like it", r"'nothing like it' is unknown; growformer methods lists"),
     ("lemon,key=papr", r"'papr' is unknown; did you mean paper\?"),
     ("lemon,keys=paper", r"'keys=paper' should be KIND=METHOD, with KIND one of mlp, heads, value, key, hidden, layer"),
     ("lemon,paper", r"'paper' should be KIND=METHOD"),

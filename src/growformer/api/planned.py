@@ -74,7 +74,7 @@ def _method(name: str) -> Method:
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise RequestError(f"method {name!r} is unknown; {hint}there are {', '.join(METHODS)}")
+        raise RequestError(f"method {name!r} is unknown; {hint}growformer methods lists those there are")
     return METHODS[name]
 
 
