@@ -16,7 +16,9 @@ class Norm:
 
     Attributes:
         axis: the axis whose channels it reads; several: their product (one norm over the queries of all heads).
-        kind: "rms" or "layer" (which subtracts the mean).
+        kind: "rms", "layer" (which subtracts the mean), or "sum": it divides by the root of the sum of squares, in
+            which zeros are not seen whatever their number, and gives a length that the config states. What follows
+            need not be linear (TokenFormer's scores go on through a GeLU), so it takes zeros and nothing else.
         eps: the config field that holds its eps, or the number that stands in the code.
         gain: what the stored gain w multiplies by: "w", "1+w" (Gemma, Nemotron), or None where there is no gain, so
             that whatever a gain would take up falls to what reads the axis.
@@ -25,14 +27,17 @@ class Norm:
             stream would be: two branches side by side), or "stream" (it is the stream: an embedding norm, a post-norm).
         feeds: of a norm on the stream, the layer axis whose layers read it with nothing between: it ends each of these
             layers, or stands before the first. A new layer takes over the gain and shift of the one before it.
+        length: of "sum": the config field of the length. It stays as it is, also where its class would work it out
+            anew from the size.
     """
 
     axis: str | tuple[str, ...]
-    kind: Literal["rms", "layer"]
+    kind: Literal["rms", "layer", "sum"]
     eps: str | float
     gain: Literal["w", "1+w"] | None = "w"
     output: Literal["branch", "added", "inner", "stream"] = "branch"
     feeds: str = ""
+    length: str = ""
 
     @property
     def axes(self) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import importlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,30 @@ def _importing() -> Iterator[None]:
     finally:
         if was:
             gc.enable()
+
+
+OWN = {"tokenformer": "growformer.models.tokenformer"}
+"""Model types whose classes are this package's own: the module that makes them known to transformers."""
+
+
+def known_type(kind: object) -> bool:
+    """Whether transformers has classes for a model type, once this package's own are added to them."""
+    from transformers import CONFIG_MAPPING
+
+    if isinstance(kind, str) and kind in OWN:
+        importlib.import_module(OWN[kind])
+    return isinstance(kind, str) and kind in CONFIG_MAPPING
+
+
+def class_named(architecture: str) -> Any | None:
+    """The model class of a name, transformers' or this package's own; None where neither has one."""
+    import transformers
+
+    for module in ("transformers", *OWN.values()):
+        found = getattr(importlib.import_module(module), architecture, None)
+        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+            return found
+    return None
 
 
 def full_config(raw: Mapping[str, Any], where: object = "config.json") -> tuple[dict[str, Any], dict[str, Any]]:
@@ -124,8 +149,8 @@ def stock_class(config: Any) -> Any:
     import transformers
 
     for name in config.architectures or ():
-        named = getattr(transformers, name, None)
-        if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel):
+        named = class_named(name)
+        if named is not None:
             return named
     sequences = (
         transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
@@ -144,7 +169,7 @@ def _config_class(raw: Mapping[str, Any], where: object) -> Any:
     from transformers import CONFIG_MAPPING
 
     kind = raw.get("model_type")
-    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+    if not known_type(kind):
         raise RequestError(f"{where}: model_type {kind!r} is none that the installed transformers knows")
     return CONFIG_MAPPING[kind]
 

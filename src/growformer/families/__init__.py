@@ -51,6 +51,7 @@ from growformer.families.smollm3 import SMOLLM3
 from growformer.families.stablelm import STABLELM
 from growformer.families.starcoder2 import STARCODER2
 from growformer.families.t5 import T5
+from growformer.families.tokenformer import TOKENFORMER
 from growformer.families.umt5 import UMT5
 from growformer.families.upcycling import BECOMING
 from growformer.families.vit import VIT
@@ -110,6 +111,7 @@ _ALL = (
     BART,
     T5,
     UMT5,
+    TOKENFORMER,
 )
 
 FAMILIES: dict[str, Family] = {family.name: family for family in _ALL}

@@ -102,6 +102,7 @@ def known_fields(family: Family) -> set[str]:
     for size in family.axes.values():
         known |= fields_of(size)
     known |= {norm.eps for norm in family.norms.values() if isinstance(norm.eps, str)}
+    known |= {norm.length for norm in family.norms.values() if norm.length}
     for rotary in (attention.rotary for attention in family.attentions):
         known |= {name for name in (rotary.partial, rotary.turned) if name} if rotary is not None else set()
     if family.experts is not None:
@@ -168,6 +169,8 @@ def target_config(
             if family.fixed_eps(norm) or not isinstance(norm.eps, str):
                 raise RequestError(f"the eps of norm {role} ({norm.eps}) is not its own; it cannot be rescaled")
             config = assigned(config, norm.eps, float(Fraction(lookup(full, norm.eps)) * factor))
+        if norm.length and any(not growth.at(axis).is_identity for axis in norm.axes):
+            config = assigned(config, norm.length, lookup(full, norm.length))
     stated = dict(full)
     for attention in family.attentions:
         if attention.rotary is not None:

@@ -46,6 +46,7 @@ class AxisGrowth:
         opened: that side as it is in the end, open as the other is.
         learned: what comes from a loss, once there is a model: "readers", the open side of new channels; "lift", all of
             the lift, which starts as this one.
+        summed: the norms that read it divide by a sum of squares, not by a mean.
     """
 
     axis: str
@@ -68,6 +69,7 @@ class AxisGrowth:
     fades: bool = False
     opened: bool = False
     learned: Literal["", "readers", "lift"] = ""
+    summed: bool = False
 
     @property
     def old(self) -> int:
@@ -93,6 +95,7 @@ class AxisGrowth:
     def energy(self) -> Fraction:
         """Mean square over the new channels divided by that over the old ones (about the mean, where one is carried).
 
+        The same of sums of squares, where `summed`.
         Every old channel must arrive with the same total square, or no gain and eps could make up for it.
         """
         squares: dict[int, Fraction] = {}
@@ -103,7 +106,8 @@ class AxisGrowth:
         if len(set(squares.values())) > 1:
             raise ValueError(f"axis {self.axis}: its channels are copied unevenly")
         total = next(iter(squares.values()), Fraction(1))
-        return self.scale.square * total * Fraction(self.old, self.new) if self.old else Fraction(1)
+        fewer = Fraction(1) if self.summed or not self.old else Fraction(self.old, self.new)
+        return self.scale.square * total * fewer if self.old else Fraction(1)
 
     @cached_property
     def normed(self) -> Lift:

@@ -114,8 +114,10 @@ def normed_growth(family: Family, axis: str, old: int, new: int, way: Way, pick:
         return copied_growth(axis, lift, "writers", way if way.lift == "copies" else Way(split=split))
     norms = [norm for norm in family.norms.values() if norm.axis == axis]
     # One eps that stands in the code, or serves norms over several axes, cannot be rescaled; the stream is.
-    scale = Factor.sqrt(new, old) if any(family.fixed_eps(norm) for norm in norms) else ONE
+    summed = all(norm.kind == "sum" for norm in norms)
+    scale = Factor.sqrt(new, old) if not summed and any(family.fixed_eps(norm) for norm in norms) else ONE
     grown = stream_growth(axis, old, new, mean=any(norm.kind == "layer" for norm in norms), scale=scale)
+    grown = replace(grown, summed=summed)
     return grown if way.fill == "normal" or pick is None else replace(grown, donors=tuple(pick(axis, old, new - old)))
 
 

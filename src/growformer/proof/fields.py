@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-from growformer.algebra.facts import Experts
+from growformer.algebra.facts import Experts, Norm
 from growformer.algebra.family import Family, PerLayer
 from growformer.algebra.sizes import Field, Layered, Size, Times, lookup
 from growformer.proof.barred import check_groups
@@ -109,6 +109,8 @@ def check_fields(
             problems.append(f"config field {rule.over}: found {over}; required a multiple of {rule.by} = {by}")
     for name in sorted({norm.eps for norm in family.norms.values() if isinstance(norm.eps, str)}):
         problems += _eps(facts, name, target, full)
+    for norm in family.norms.values():
+        problems += _length(facts, norm, target, full)
     for name, kind in family.per_layer.items():
         if kind == "keyed":
             problems += _keyed(facts, name, layers[family.layer], target, full)
@@ -139,6 +141,7 @@ def _handled(family: Family) -> set[str]:
         out |= size_fields(size)
     out |= {family.lends.types, family.lends.count} if family.lends is not None else set()
     out |= {norm.eps for norm in family.norms.values() if isinstance(norm.eps, str)}
+    out |= {norm.length for norm in family.norms.values()}
     for rotary in (attention.rotary for attention in family.attentions):
         out |= {*ROPE, rotary.partial, rotary.turned} if rotary is not None else set()
     if family.experts is not None:
@@ -200,6 +203,19 @@ def _eps(facts: Facts, name: str, target: Config, full: Config) -> list[str]:
     if abs(found - required) > (math.ulp(required) if rho != 1 else 0.0):
         return [f"config field {name}: found {found!r}; required {required!r} ({old!r} x {rho})"]
     return []
+
+
+def _length(facts: Facts, norm: Norm, target: Config, full: Config) -> list[str]:
+    """The length that a norm over a sum gives stays, and is stated, for its class may work out another from the size.
+
+    Where its axis stays, the source need not state it either.
+    """
+    still = all(facts.axes[axis].is_identity for axis in norm.axes)
+    if not norm.length or (still and not _has(target, norm.length)):
+        return []
+    found, required = lookup(target, norm.length), lookup(full, norm.length)
+    said = f"config field {norm.length}: found {found!r}; required {required!r}, whatever the size of"
+    return [] if found == required and found is not None else [f"{said} {', '.join(norm.axes)}"]
 
 
 def _experts(facts: Facts, target: Config, full: Config) -> list[str]:

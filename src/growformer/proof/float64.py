@@ -18,7 +18,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from growformer.checkpoint.stock import stock_class
+from growformer.checkpoint.folder import read_json
+from growformer.checkpoint.stock import known_type, stock_class
 from growformer.errors import SourceError, UncheckedError
 
 __all__ = [
@@ -205,8 +206,10 @@ def stock_config(source: Path | Mapping[str, Any]) -> transformers.PreTrainedCon
             # A path that is not there must not be taken for the name of a model on the hub.
             if not (source / "config.json").is_file():
                 raise FileNotFoundError("there is no config.json")
+            known_type(read_json(source / "config.json").get("model_type"))
             return transformers.AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
         fields = dict(source)
+        known_type(fields["model_type"])
         return transformers.CONFIG_MAPPING[fields["model_type"]].from_dict(fields)
     except (OSError, ValueError, KeyError) as error:
         raise SourceError(f"No stock model config can be read from {name}: {error}") from error

@@ -186,7 +186,7 @@ class Norms:
         said, seen = len(self.problems), Fraction(1)
         for axis in axes:
             energy = self._look_at(norm, axis, role)
-            seen *= axis.scale.square * (energy or 1) * Fraction(axis.old, axis.new)
+            seen *= axis.scale.square * (energy or 1) * (1 if norm.kind == "sum" else Fraction(axis.old, axis.new))
         if len(axes) > 1 and self.family.side(role) not in ("q", "k"):
             name = axes[-1].name
             self.problems.append(f"axis {name}: norm {role} reads it with others, and is none of q or k; not covered")
@@ -195,6 +195,10 @@ class Norms:
                 f"axis {axes[0].name}: norm {role} has its eps {norm.eps!r} in the code, so the mean square it sees "
                 f"may not change; found x {seen}"
             )
+        if norm.kind == "sum" and any(not axis.plain or axis.copied for axis in axes):
+            self.problems.append(
+                f"axis {axes[0].name}: norm {role} gives to what is not linear, so that new channels must be zero"
+            )
         if len(self.problems) == said:
             self.seen[role] = seen
 
@@ -202,7 +206,7 @@ class Norms:
         energy = axis.energy()
         if energy is None:
             self.problems.append(f"axis {axis.name}: old channels reach a norm with unequal energies")
-        if norm.kind == "rms" and axis.means:
+        if norm.kind != "layer" and axis.means:
             self.problems.append(f"axis {axis.name}: an RMSNorm sees a carried mean")
         if norm.kind == "layer" and axis.empty:
             empty = (axis.source == -1).nonzero()

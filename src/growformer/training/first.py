@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from growformer.checkpoint import read_config
-from growformer.checkpoint.stock import last_line, stock_class
+from growformer.checkpoint.stock import known_type, last_line, stock_class
 from growformer.errors import RequestError, SourceError
 from growformer.training.data import Tokens, Windows, byte_tokens, cut_tokens, tokenizer_print
 from growformer.training.recipe import Optimizer, RecipeFile
@@ -117,7 +117,7 @@ def _from_scratch(file: RecipeFile, tokenizer: Any | None) -> dict[str, Any]:
     from transformers import CONFIG_MAPPING
 
     model, kind = file.recipe.model, file.recipe.model.model_type or ""
-    if kind not in CONFIG_MAPPING:
+    if not known_type(kind):
         close = difflib.get_close_matches(kind, list(CONFIG_MAPPING), 1)
         raise RequestError(
             f"{file.where('model', 'model_type')}: {kind!r} is none that the installed transformers knows"
@@ -140,6 +140,7 @@ def _made(file: RecipeFile, config: Mapping[str, Any]) -> Any:
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
     kind = str(config.get("model_type"))
+    known_type(kind)
     try:
         made = CONFIG_MAPPING[kind].from_dict(copy.deepcopy(dict(config)))
     except Exception as error:  # each config class raises what it likes

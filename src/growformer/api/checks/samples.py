@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from growformer.algebra import Family, Unlike, assigned, lookup
-from growformer.checkpoint.stock import full_config
+from growformer.checkpoint.stock import class_named, full_config
 from growformer.errors import PatternError, RequestError, SourceError
 from growformer.families import FAMILIES
 
@@ -68,9 +68,7 @@ def stock_named(architecture: str) -> Any:
     Raises:
         RequestError: the installed transformers has none.
     """
-    import transformers
-
-    found = getattr(transformers, architecture, None)
+    found = class_named(architecture)
     if found is None:
         raise RequestError(f"architecture {architecture}: the installed transformers has no such class")
     return found
