@@ -30,7 +30,7 @@ from growformer.checkpoint import (
 from growformer.checkpoint.folder import require_new
 from growformer.checkpoint.hashing import Hashes
 from growformer.checkpoint.hub import located
-from growformer.checkpoint.stock import full_config, stock_tensors
+from growformer.checkpoint.stock import OWN, full_config, stock_tensors
 from growformer.errors import GrowformerError, RequestError, SourceError
 from growformer.planning import Plan
 from growformer.proof.claims import Proof
@@ -184,7 +184,8 @@ def expand_checkpoint(
                     str(src.absolute()),  # a relative path of two parts would pass for a name on the Hub
                     {"request": made.request, "proof": proof.markdown(), "method": made.method, "seed": seed}
                     | {"dtype": dtype, "growformer": _version("growformer"), "dead": made.dead}
-                    | {"within_eps": made.within_eps, "changes": made.changes},
+                    | {"within_eps": made.within_eps, "changes": made.changes}
+                    | {"imports": OWN.get(str(config.get("model_type")))},
                 )
                 known = streamed.hashes | hashes.result()
                 read = [src / "config.json", *files.files, *(training.files if training is not None else ())]

@@ -29,8 +29,9 @@ def write_card(folder: Path, source_card: str | None, base_model: str, data: Map
         base_model: The source: its Hub id ("org/name"), or else a path; that of a snapshot in the Hub's cache stands
             for its id.
         data: `request` (config field -> value) and `proof` (the proof table as Markdown); where there, also `title`,
-            `method`, `seed`, `dtype`, `growformer` (the version), `dead` (blocks that never get a gradient), and
-            `within_eps` (what is exact only up to the eps of norms).
+            `method`, `seed`, `dtype`, `growformer` (the version), `dead` (blocks that never get a gradient),
+            `within_eps` (what is exact only up to the eps of norms), and `imports` (the module with the model's class,
+            where transformers has none).
 
     Returns:
         The path of the card.
@@ -59,6 +60,7 @@ def _body(name: str, data: Mapping[str, Any]) -> str:
     dead = "\n".join(f"- {line}" for line in data.get("dead") or [])
     changes = "\n".join(f"- {line}" for line in data.get("changes") or [])
     within = "\n".join(f"- {line}" for line in data.get("within_eps") or [])
+    own = data.get("imports")
     parts = [
         f"# {data.get('title') or f'{name}, grown'}",
         "## Grown with growformer",
@@ -68,6 +70,7 @@ def _body(name: str, data: Mapping[str, Any]) -> str:
         *([f"Made with {', '.join(facts)}."] if facts else []),
         *(["It computes the same function within eps, not exactly:", within] if within else []),
         *(["It computes another function than its source:", changes] if changes else []),
+        *([f"Its class comes with growformer: `import {data['imports']}` before `from_pretrained`."] if own else []),
         "### Proof",
         str(data["proof"]).strip(),
         *(["These blocks never get a gradient:", dead] if dead else []),

@@ -129,7 +129,8 @@ class TokenFormerAttention(LlamaAttention):
         self.scaling = self.head_dim**-0.5
         self.attention_dropout = config.attention_dropout
         self.is_causal = True
-        h, q, kv = config.hidden_size, *(n * self.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
+        h, q = config.hidden_size, config.num_attention_heads * self.head_dim
+        kv = config.num_key_value_heads * self.head_dim
         inner = (config.qkv_tau, config.pattention_eps)
         self.q_proj = Pattention(config.qkv_tokens, h, q, *inner)
         self.k_proj = Pattention(config.qkv_tokens, h, kv, *inner)

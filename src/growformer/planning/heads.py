@@ -223,6 +223,13 @@ def paired_inside(family: Family, sizes: Mapping[str, int]) -> dict[str, Lift]:
     for axis in family.axes:
         if kind_of(family, axis) == "mlp":
             out[axis] = _mirrored(0, [None] * sizes[axis], halves(range(sizes[axis])))
+    for name, pattern in family.patterns:
+        reads = {atom.axis for atom in pattern.atoms() if atom.stand == "read"}
+        if reads and not reads & set(out) and family.closes_layer(name, pattern):
+            # It would be closed by zeros besides, and two closures in series keep both from learning.
+            raise RequestError(
+                f"{family.name}: {name.text} adds to the stream, and what it reads has no pairs; layer=paper works"
+            )
     return out
 
 

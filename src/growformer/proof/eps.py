@@ -89,7 +89,8 @@ def passings(family: Family, layers: LayerMap, axes: Mapping[str, Any], full: Ma
             if at is not None and one.stands > one.stood:
                 after = stack.norms * (one.stands - one.stood)
                 name = at[0].format(at[1])
-                out.append(Passing(name, "layer" if stack.norm.kind == "layer" else "rms", float(eps), float(gains[axis]), after))
+                kind: Literal["rms", "layer"] = "layer" if stack.norm.kind == "layer" else "rms"
+                out.append(Passing(name, kind, float(eps), float(gains[axis]), after))
     return out
 
 

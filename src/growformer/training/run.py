@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from growformer.checkpoint.folder import new_folder
+from growformer.checkpoint.stock import OWN
 from growformer.errors import ChangedError, RequestError
 from growformer.planning import Plan
 from growformer.proof.float64 import stock_model
@@ -329,7 +330,9 @@ class Run:
         for stage in self.stages[self.progress.stage + 1 :]:
             assert stage.growth is not None
             self._say(f"{stage.growth.where} did not come: the budget ended before {stage.growth.at.said()}")
-        self._say(f"Model: {self.place.model} (stock from_pretrained loads it)")
+        own = OWN.get(self.model.config.model_type)
+        loads = f"from_pretrained loads it after `import {own}`" if own else "stock from_pretrained loads it"
+        self._say(f"Model: {self.place.model} ({loads})")
 
     def _write_model(self) -> None:
         """The end: a folder that stock loading gives back, to the last bit."""

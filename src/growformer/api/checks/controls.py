@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -45,7 +46,8 @@ def broken_folders(family: Family, plan: Plan, out: Path, root: Path) -> Iterato
     """
     found = (_closed(family, plan), _factor(family, plan, gain=True), _factor(family, plan, gain=False))
     tampers = [tamper for tamper in found if tamper is not None]
-    tampers += [*_swaps(family, plan, out), *_eps(family, plan), *_left_behind(family, plan)]
+    tampers += [*_swaps(family, plan, out), *_eps(family, plan), *_length(family, plan)]
+    tampers += _left_behind(family, plan)
     yield from _made(tampers, out, root)
 
 
@@ -166,6 +168,16 @@ def _eps(family: Family, plan: Plan) -> Iterator[_Tamper]:
             continue
         yield "an eps stays as it was", name, _field(name, old)
         return
+
+
+def _length(family: Family, plan: Plan) -> Iterator[_Tamper]:
+    """Let the length that a norm over a sum gives grow with its axis, as if it followed from the size."""
+    for norm in family.norms.values():
+        told = plan.axes.get(norm.axes[0], {"old": 0, "new": 0})
+        if norm.length and told["old"] != told["new"]:
+            value = lookup(plan.target_config, norm.length) * math.sqrt(told["new"] / told["old"])
+            yield "a length grows with its axis", norm.length, _field(norm.length, value)
+            return
 
 
 def _rope(plan: Plan) -> Iterator[_Tamper]:
