@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "src" / "growformer"
 RESULTS = SOURCES / "families" / "results.json"
 PAGE = ROOT / "docs" / "families.md"
-PARTS = ("algebra", "families", "planning", "proof", "checkpoint", "api")
+PARTS = ("algebra", "families", "models", "planning", "proof", "checkpoint", "api")
 ALWAYS = ("llama", "gpt2")
 SOME = 6
 
