@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import growformer as gf
-from growformer.algebra.factor import Factor
+from growformer.algebra.factor import ONE, Factor
 from growformer.api.planned import on_disk
 from growformer.checkpoint import RECEIPT, sha256
 from growformer.errors import RequestError
@@ -154,9 +154,8 @@ def test_no_copies_and_no_scales_pass_a_gelu() -> None:
     """The certificate's own rule, for a receipt that claims another lift of the tokens."""
     axes = {name: Axis.identity(name, 4) for name in FAMILY.axes}
     assert Norms(FAMILY, axes, tied=False).problems == []
-    two = Factor.of(1)
-    copied = Axis("ffn_tokens", 4, 8, torch.arange(4).repeat(2), (two,), torch.zeros(8, dtype=torch.int64),
-                  (two,) * 8, two, "writers")  # fmt: skip
+    twice, same = torch.arange(4).repeat(2), torch.zeros(8, dtype=torch.int64)
+    copied = Axis("ffn_tokens", 4, 8, twice, (ONE,), same, (ONE,) * 8, ONE, "writers")
     scaled = replace(axes["ffn_tokens"], scale=Factor.of(2))
     for axis in (copied, scaled):
         found = Norms(FAMILY, {**axes, "ffn_tokens": axis}, tied=False).problems

@@ -106,7 +106,7 @@ class Pattention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]"""
-        scores = F.linear(x, self.keys).float()  # as in other norms of transformers, sums of squares are not half-sized
+        scores = F.linear(x, self.keys).float()  # squares are summed in float32, as in transformers' norms
         scores = scores * (self.tau * torch.rsqrt(scores.square().sum(-1, keepdim=True) + self.eps))
         return F.gelu(scores).to(x.dtype) @ self.values
 
