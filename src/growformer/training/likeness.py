@@ -15,7 +15,8 @@ SKIPPED = frozenset(
         *(f"_{kind}_hooks" for kind in ("forward", "forward_pre", "backward", "backward_pre")),
         *("_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called"),
         *("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
-        *("_is_full_backward_hook", "_compiled_call_impl", "_weight_conversions", "growformer_plan"),
+        *("_is_full_backward_hook", "_compiled_call_impl", "_weight_conversions"),
+        *("growformer_plan", "growformer_behind"),
     }
 )
 """Attributes of every module that are no facts of its config."""
