@@ -12,6 +12,9 @@ from typing import Literal
 
 import numpy as np
 
+MOST = 300.0
+"""ln of more FLOPs than there will be: a curve that is all but flat would ask for them."""
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -38,7 +41,8 @@ class Curve:
         """What a loss takes; None: the curve never gets there, or does not fall."""
         if self.a <= 0 or loss <= self.floor:
             return None
-        return math.exp((self.log_a - math.log(loss - self.floor)) / self.a)
+        found = (self.log_a - math.log(loss - self.floor)) / self.a
+        return math.exp(found) if found < MOST else None
 
     def covers(self, loss: float) -> bool:
         """Whether a loss lies between those that were measured; beyond them, costs are extrapolated."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,7 +149,10 @@ def _sizes(suite: Suite, data: Path, arm: Arm, growing: Growing) -> list[Size]:
     base = Course(arm, _TRIAL, tuple(max(1, round(e.at * _TRIAL)) for e in arm.grow), (), 0.0, 0.0)
     recipe = recipe_of(suite, data, base, suite.rates[0], 0, None)
     file: RecipeFile = parse_recipe(written(recipe), Path(f"arm {arm.name}"))
-    return [stage.size for stage in plan_stages(file, first_config(file, None), growing)]
+    try:
+        return [stage.size for stage in plan_stages(file, first_config(file, None), growing)]
+    except RequestError as error:
+        raise RequestError(re.sub(r", line \d+", "", str(error))) from error  # of a recipe that nobody has written
 
 
 def _course(suite: Suite, arm: Arm, sizes: Sequence[Size], budget: float) -> Course:

@@ -151,6 +151,9 @@ class Suite(Part):
         return self
 
     def _check(self, arm: Arm, arms: dict[str, Arm]) -> None:
+        unknown = [name for name in arm.start if name not in self.model]
+        if unknown:
+            raise ValueError(f"arms: {arm.name}.start: {unknown[0]} is no size that model names")
         tried = self.rates if arm.rates is None else arm.rates
         if len(tried) != len(self.rates) or len(set(tried)) < len(tried):
             raise ValueError(f"arms: {arm.name} tries {tried}; every arm tries {len(self.rates)} different rates")
@@ -167,9 +170,6 @@ class Suite(Part):
                 f"arms: {arm.name} grows at {late[0]:g}, and the learning rate falls from {1 - self.decay:g} on; "
                 "a growth must come before that"
             )
-        unknown = [name for name in arm.start if name not in self.model]
-        if unknown:
-            raise ValueError(f"arms: {arm.name}.start: {unknown[0]} is no size that model names")
 
     def arm(self, name: str) -> Arm:
         """The arm of a name."""

@@ -148,7 +148,7 @@ class _Found:
             claimed=_mapped(claimed),
             credit=credit,
             break_even=sizes[-2] / sizes[-1] if credit is not None and len(sizes) > 1 else None,
-            verdict=_verdict(_mapped(claimed), self.analysis.margin) if arm["grow"] else "",
+            verdict=_verdict(_mapped(claimed), self.analysis.margin) if _claims(arm) else "",
             control=self._same(arm),
             all_flops=sum(r["flops"]["total"] for r in self.results.values() if r["arm"] == name),
         )
@@ -222,7 +222,7 @@ class _Found:
 
     def _claimed(self, arm: Mapping[str, Any], ratios: Mapping[int, float]) -> Interval | None:
         """The saving that is claimed, as a log ratio: that over growth at step 0, where the suite names such an arm."""
-        if not arm["grow"] or arm["grow"][0]["at"] == 0:
+        if not _claims(arm):
             return None
         if arm["step_zero"] is None:
             return self._interval(ratios)
@@ -250,6 +250,11 @@ class _Found:
             return None
         how = self.analysis
         return interval(list(values.values()), how.confidence, how.interval, how.draws)
+
+
+def _claims(arm: Mapping[str, Any]) -> bool:
+    """Whether an arm is to save something: it grows after its first step, and is no control."""
+    return bool(arm["grow"]) and arm["grow"][0]["at"] > 0 and arm["same_as"] is None
 
 
 def _mapped(ratio: Interval | None) -> Interval | None:
