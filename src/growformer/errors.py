@@ -15,6 +15,10 @@ class RequestError(GrowformerError):
     """The request has no exact answer, or makes no sense; the message names the nearest request that works."""
 
 
+class DivergedError(RequestError):
+    """Training has got to a loss that is no number."""
+
+
 class PatternError(GrowformerError):
     """A tensor and its declared pattern disagree; the message shows family, tensor, pattern and both sizes."""
 

@@ -87,6 +87,7 @@ def plan(
     ignore_fields: Sequence[str] = (),
     rope: str = "theta",
     new_tokens: str = "open",
+    same: str = "refused",
     **request: Any,
 ) -> Plan:
     """What a growth would do, from shapes alone; nothing is written.
@@ -101,6 +102,7 @@ def plan(
         rope: where the pairs of a rotary head go when it gets wider: theta, strided, longrope or proportional (see
             `growformer.planning.choices.ROPES`).
         new_tokens: "open", or "closed": their probability is exactly zero, where the head has a bias to say so.
+        same: "refused", or "planned": a request for the source's own sizes is a growth by nothing, a control.
         request: new sizes by the names of config.json: `hidden_size=1024`. With `model_type="mixtral"` those of the
             mixture of experts that a dense model becomes: `num_local_experts=8, num_experts_per_tok=2`.
 
@@ -121,7 +123,7 @@ def plan(
 
         raw["architectures"] = [type(source).__name__]
         shapes = disk_shapes(source)
-    choices = Choices(rope, new_tokens)
+    choices = Choices(rope, new_tokens, same)
     source_family = family_of(raw)
     view = seen(source_family, raw, request, ignore_fields)
     family, asked, placed = view.family, view.request, layers_at

@@ -23,6 +23,11 @@ class _Growing:
     family = staticmethod(family_of)
 
 
+def growing() -> Any:
+    """The same for others who plan runs."""
+    return _Growing()
+
+
 class Quiet:
     """A watcher that says nothing."""
 

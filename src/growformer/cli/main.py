@@ -11,7 +11,9 @@ from typing import Annotated
 
 import typer
 
+from growformer.cli.bench import bench
 from growformer.cli.demo import demo
+from growformer.cli.report import report
 from growformer.cli.train import train
 from growformer.errors import GrowformerError, RequestError
 
@@ -161,6 +163,8 @@ def methods(json: Json = False) -> None:
 
 app.command()(demo)
 app.command()(train)
+app.command()(bench)
+app.command()(report)
 
 
 def run() -> None:

@@ -23,6 +23,12 @@ ROPES: Mapping[str, str] = {
 }
 """Where the pairs of a rotary head go when it gets wider, and what config.json says of their frequencies."""
 
+SAME: Mapping[str, str] = {
+    "refused": "a request for the source's own sizes is a mistake",
+    "planned": "it is a growth by nothing, a control",
+}
+"""What a request is that changes no size."""
+
 
 @dataclass(frozen=True)
 class Choices:
@@ -31,6 +37,7 @@ class Choices:
     Attributes:
         rope: one of `ROPES`.
         new_tokens: one of `TOKENS`.
+        same: one of `SAME`.
 
     Raises:
         RequestError: another word.
@@ -38,6 +45,7 @@ class Choices:
 
     rope: str = field(default="theta", metadata={"words": ROPES})
     new_tokens: str = field(default="open", metadata={"words": TOKENS})
+    same: str = field(default="refused", metadata={"words": SAME})
 
     def __post_init__(self) -> None:
         for one in dataclasses.fields(self):

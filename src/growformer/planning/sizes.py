@@ -240,7 +240,7 @@ def _resolve(
             continue
         if size.name not in asked and size_of(size, {**config, **fields, size.name: None}) != new[axis]:
             moved.append(f"{size.name} is written as {new[axis]}; config.json left it to follow another field")
-    if new == old and chosen is None:
+    if new == old and chosen is None and choices.same == "refused":
         said = ", ".join(f"{k}={v}" for k, v in asked.items())
         raise RequestError(f"{said} is the source's own size; ask for a larger one")
     _check_copied(family, old, new)

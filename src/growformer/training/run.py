@@ -14,7 +14,7 @@ import torch
 
 from growformer.checkpoint.folder import new_folder
 from growformer.checkpoint.stock import OWN
-from growformer.errors import ChangedError, RequestError
+from growformer.errors import ChangedError, DivergedError, RequestError
 from growformer.planning import Plan
 from growformer.proof.float64 import stock_model
 from growformer.training import first, saving
@@ -213,7 +213,7 @@ class Run:
         progress.position += recipe.sequences
         progress.flops += recipe.batch_tokens * self.stages[progress.stage].size.flops_per_token
         if not math.isfinite(self.loss):
-            raise RequestError(
+            raise DivergedError(
                 f"step {progress.step}: the loss is {self.loss}; lower optimizer.lr, or lengthen learning_rate.warmup"
             )
         if progress.step % recipe.log_every == 0:

@@ -86,6 +86,9 @@ class Entry(Rule):
         default=None, description="Places of new layers in the grown model; left out: even."
     )
     prove: bool | None = Field(default=None, description="Prove this growth; left out: as the recipe says.")
+    control: bool = Field(
+        default=False, description="A control: a growth to the sizes that there are, which must change nothing."
+    )
 
 
 @dataclass(frozen=True)
@@ -178,6 +181,8 @@ def spell_out(entries: Sequence[Entry], sizes: Mapping[str, int | None]) -> list
                         f"{where}.to.{name}: {size} is smaller than the {before} that there are then; "
                         "a model only grows"
                     )
+            if not changed and entry.control:
+                changed = target
             if not changed:
                 raise RequestError(f"{where}: one of its growths changes no size; use fewer stages, or larger sizes")
             _require_later(where, out, at)

@@ -89,6 +89,7 @@ def request_of(growth: Growth, seed: int) -> dict[str, Any]:
         "method": entry.method,
         "seed": seed if entry.seed is None else entry.seed,
         **({"layers_at": entry.layers_at} if entry.layers_at is not None else {}),
+        **({"same": "planned"} if entry.control else {}),
     }
 
 

@@ -1,0 +1,272 @@
+"""Results put together: the line of each arm, from result files and from nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from growformer.bench.analysis import Curve, Interval, fit_curve, interval, log_ratio, noise, saving, token_credit
+from growformer.bench.suite import Analysis
+from growformer.errors import SourceError
+
+Result = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Line:
+    """An arm.
+
+    Attributes:
+        name, about: of it.
+        arm: as the suite says it.
+        rate: its chosen learning rate; None: trials are missing, or none ended.
+        edge: whether that is the lowest or the highest of those tried, so that a better one may lie beyond.
+        runs: names of the results at that rate, by seed.
+        trials: names of all results on the tuning seed, by rate.
+        loss: bits per byte of held-out text (`test`).
+        result: of one of the runs: sizes, steps, tokens.
+        seconds: mean training time of a run.
+        difference: loss minus that of the final size from scratch at the suite's budget, paired by seed.
+        saved: share of FLOPs saved at equal loss against the scratch curve; None: it is not there, or not reached.
+        beyond: whether some loss lies outside of those that the curve was fitted to.
+        claimed: `saved` with the saving of the same growth before the first step taken off.
+        credit: kappa.
+        break_even: 1/g, which kappa must exceed.
+        verdict: what the interval of the claim says.
+        control: whether all runs equal those of `same_as`, bit for bit; None: nothing to compare.
+        all_flops: of every run of the arm, trials included.
+    """
+
+    name: str
+    about: str
+    arm: Mapping[str, Any]
+    rate: float | None
+    edge: bool
+    runs: Mapping[int, str]
+    trials: Mapping[float, str]
+    loss: Interval | None
+    result: Result | None
+    seconds: float | None
+    difference: Interval | None
+    saved: Interval | None
+    beyond: bool
+    claimed: Interval | None
+    credit: Interval | None
+    break_even: float | None
+    verdict: str
+    control: bool | None
+    all_flops: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A suite's results.
+
+    Attributes:
+        suite: as its file says it.
+        lines: of the arms.
+        curves: the scratch curve of each seed.
+        noise: standard deviation of a run's loss over seeds, bits per byte; None: unknown.
+        least: the arm with the least loss among those that never grow, at the suite's budget.
+        missing: how many runs are known to be wanted and have no result.
+    """
+
+    suite: Mapping[str, Any]
+    lines: Sequence[Line]
+    curves: Mapping[int, Curve]
+    noise: float | None
+    least: str | None
+    missing: int
+
+
+def best_rate(trials: Sequence[Result]) -> float | None:
+    """The rate with the least loss on `valid`, the lower one of equals; None: no trial has ended."""
+    ended = [(r["bits_per_byte"]["valid"], r["rate"]) for r in trials if r["bits_per_byte"] is not None]
+    return float(min(ended)[1]) if ended else None
+
+
+def summarize(results: Mapping[str, Result]) -> Summary:
+    """The lines of all arms.
+
+    Args:
+        results: by name, all of one suite.
+
+    Raises:
+        SourceError: there are none.
+    """
+    if not results:
+        raise SourceError("there are no results to put together")
+    suite = next(iter(results.values()))["suite"]
+    found = _Found(suite, results)
+    lines = [found.line(arm) for arm in suite["arms"]]
+    still = [line for line in lines if not line.arm["grow"] and line.loss and line.arm["budget"] == 1]
+    least = min(still, key=lambda line: line.loss.mean if line.loss else 0.0).name if still else None
+    spread = noise([[found.loss(name) for name in line.runs.values()] for line in lines])
+    return Summary(suite, lines, found.curves, spread, least, found.missing(lines))
+
+
+class _Found:
+    """Looks up what lines are made of."""
+
+    def __init__(self, suite: Mapping[str, Any], results: Mapping[str, Result]) -> None:
+        self.suite, self.results = suite, results
+        self.analysis = Analysis.model_validate(suite["analysis"])
+        self.rates = {arm["name"]: best_rate(list(self._tried(arm["name"]).values())) for arm in suite["arms"]}
+        self.chosen = {name: self._runs(name, rate) for name, rate in self.rates.items()}
+        self.curves = {seed: curve for seed in suite["seeds"] if (curve := self._curve(seed)) is not None}
+        budgets = {arm["name"]: arm["budget"] for arm in suite["arms"]}
+        self.scratch = next((name for name in self.analysis.curve if budgets[name] == 1), None)
+
+    def loss(self, name: str) -> float:
+        return float(self.results[name]["bits_per_byte"]["test"])
+
+    def line(self, arm: Mapping[str, Any]) -> Line:
+        name, runs = arm["name"], self.chosen[arm["name"]]
+        trials = {r["rate"]: n for n, r in self._tried(name).items()}
+        tried = self.suite["rates"] if arm["rates"] is None else arm["rates"]
+        rate = self.rates[name]
+        some = self.results[next(iter(runs.values()))] if runs else None
+        ratios = self._ratios(name)
+        claimed = self._claimed(arm, ratios)
+        credit = self._interval(self._credits(name))
+        sizes = some["flops_per_token"] if some else []
+        return Line(
+            name=name,
+            about=arm["about"],
+            arm=arm,
+            rate=rate,
+            edge=rate is not None and len(tried) > 2 and rate in (min(tried), max(tried)),
+            runs=runs,
+            trials=trials,
+            loss=self._interval({seed: self.loss(n) for seed, n in runs.items()}),
+            result=some,
+            seconds=sum(self.results[n]["seconds"] for n in runs.values()) / len(runs) if runs else None,
+            difference=self._difference(name),
+            saved=_mapped(self._interval(ratios)),
+            beyond=any(not self.curves[seed].covers(self.loss(runs[seed])) for seed in ratios),
+            claimed=_mapped(claimed),
+            credit=credit,
+            break_even=sizes[-2] / sizes[-1] if credit is not None and len(sizes) > 1 else None,
+            verdict=_verdict(_mapped(claimed), self.analysis.margin) if _claims(arm) else "",
+            control=self._same(arm),
+            all_flops=sum(r["flops"]["total"] for r in self.results.values() if r["arm"] == name),
+        )
+
+    def missing(self, lines: Sequence[Line]) -> int:
+        count = 0
+        for line in lines:
+            tried = self.suite["rates"] if line.arm["rates"] is None else line.arm["rates"]
+            count += len(tried) - len(line.trials)
+            done = {r["seed"] for r in self._of(line.name) if r["rate"] == line.rate}
+            if len(line.trials) == len(tried) and line.rate is None:
+                continue  # no rate trains it at all
+            seeds = [s for s in self.suite["seeds"] if s != self.suite["tune_seed"] or line.rate is not None]
+            count += sum(seed not in done for seed in seeds)
+        return count
+
+    def _of(self, arm: str) -> list[Result]:
+        return [r for r in self.results.values() if r["arm"] == arm]
+
+    def _tried(self, arm: str) -> dict[str, Result]:
+        tuned = self.suite["tune_seed"]
+        return {n: r for n, r in self.results.items() if r["arm"] == arm and r["seed"] == tuned}
+
+    def _runs(self, arm: str, rate: float | None) -> dict[int, str]:
+        seeds = self.suite["seeds"]
+        named = {
+            r["seed"]: name
+            for name, r in self.results.items()
+            if r["arm"] == arm and r["rate"] == rate and r["bits_per_byte"] is not None and r["seed"] in seeds
+        }
+        return {seed: named[seed] for seed in seeds if seed in named}
+
+    def _curve(self, seed: int) -> Curve | None:
+        names = [self.chosen[arm].get(seed) for arm in self.analysis.curve]
+        there = [name for name in names if name is not None]
+        if len(there) < len(names):
+            return None
+        costs = [float(self.results[name]["flops"]["total"]) for name in there]
+        return fit_curve(costs, [self.loss(name) for name in there], self.analysis.floor)
+
+    def _ratios(self, arm: str) -> dict[int, float]:
+        """ln of FLOPs at equal loss over FLOPs taken, by seed."""
+        return self._by_seed(arm, lambda curve, name, r: log_ratio(curve, self.loss(name), r["flops"]["total"]))
+
+    def _credits(self, arm: str) -> dict[int, float]:
+        """kappa, by seed: of arms that grow after their first step to the final size."""
+        final = self._final_flops()
+        if final is None:
+            return {}
+
+        def credit(curve: Curve, name: str, r: Result) -> float | None:
+            before = r["tokens_before_last_growth"]
+            if not before or r["flops_per_token"][-1] != final or r["flops_per_token"][-2] == final:
+                return None
+            return token_credit(curve, self.loss(name), final, before, r["tokens"] - before)
+
+        return self._by_seed(arm, credit)
+
+    def _by_seed(self, arm: str, value: Callable[[Curve, str, Result], float | None]) -> dict[int, float]:
+        out = {}
+        for seed, name in self.chosen[arm].items():
+            if seed in self.curves:
+                found = value(self.curves[seed], name, self.results[name])
+                if found is not None:
+                    out[seed] = found
+        return out
+
+    def _final_flops(self) -> float | None:
+        names = [name for arm in self.analysis.curve for name in self.chosen[arm].values()]
+        return float(self.results[names[0]]["flops_per_token"][-1]) if names else None
+
+    def _claimed(self, arm: Mapping[str, Any], ratios: Mapping[int, float]) -> Interval | None:
+        """The saving that is claimed, as a log ratio: that over growth at step 0, where the suite names such an arm."""
+        if not _claims(arm):
+            return None
+        if arm["step_zero"] is None:
+            return self._interval(ratios)
+        zero = self._ratios(arm["step_zero"])
+        return self._interval({seed: ratio - zero[seed] for seed, ratio in ratios.items() if seed in zero})
+
+    def _difference(self, arm: str) -> Interval | None:
+        if self.scratch is None or arm == self.scratch:
+            return None
+        base, runs = self.chosen[self.scratch], self.chosen[arm]
+        return self._interval({s: self.loss(n) - self.loss(base[s]) for s, n in runs.items() if s in base})
+
+    def _same(self, arm: Mapping[str, Any]) -> bool | None:
+        if arm["same_as"] is None:
+            return None
+        one, other = (
+            {(r["rate"], r["seed"]): r["bits_per_byte"]["weights"] for r in self._of(name) if r["bits_per_byte"]}
+            for name in (arm["name"], arm["same_as"])
+        )
+        both = one.keys() & other.keys()
+        return all(one[key] == other[key] for key in both) if both else None
+
+    def _interval(self, values: Mapping[int, float]) -> Interval | None:
+        if not values:
+            return None
+        how = self.analysis
+        return interval(list(values.values()), how.confidence, how.interval, how.draws)
+
+
+def _claims(arm: Mapping[str, Any]) -> bool:
+    """Whether an arm is to save something: it grows after its first step, and is no control."""
+    return bool(arm["grow"]) and arm["grow"][0]["at"] > 0 and arm["same_as"] is None
+
+
+def _mapped(ratio: Interval | None) -> Interval | None:
+    return None if ratio is None else ratio.map(saving)
+
+
+def _verdict(claimed: Interval | None, margin: float) -> str:
+    if claimed is None or claimed.low is None or claimed.high is None:
+        return "not measured"
+    if claimed.low > margin:
+        return "saves"
+    return "costs" if claimed.high < 0 else "undecided"
+
+
+__all__ = ["Line", "Summary", "best_rate", "summarize"]

@@ -1,0 +1,193 @@
+"""The report of a benchmark: one HTML page and its figures, from result files and from nothing else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from growformer.bench.analysis import Interval
+from growformer.bench.results import read_results
+from growformer.bench.summary import Line, Summary, summarize
+from growformer.checkpoint.folder import target_errors
+from growformer.report import bench_drawing as drawing
+from growformer.report.bench_drawing import Row, Series
+from growformer.report.drawing import page
+
+SIZES = (("wide", 760, 380), ("narrow", 360, 320))
+"""Figures are drawn twice: text in a figure shrinks with it, so a phone gets some of its own width."""
+
+
+def write_bench(results: Path, out: Path) -> tuple[Path, list[Path]]:
+    """Write the page and, beside it, each figure as an SVG file.
+
+    Args:
+        results: the folder that `growformer bench` has filled.
+        out: the HTML file.
+
+    Returns:
+        The page and the figures.
+
+    Raises:
+        SourceError: there are no results, or one is damaged.
+        TargetError: it cannot be written.
+    """
+    found = read_results(results)
+    inner = results / "results" if (results / "results").is_dir() else results
+    links = Path(os.path.relpath(inner.resolve(), out.resolve().parent)).as_posix()
+    html, figures = render(found, links)
+    made = []
+    with target_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(html, encoding="utf-8")
+        for name, figure in figures.items():
+            path = out.with_name(f"{out.stem}-{name}.svg")
+            path.write_text(drawing.alone(figure), encoding="utf-8")
+            made.append(path)
+    return out, made
+
+
+def render(results: Mapping[str, Mapping[str, Any]], links: str) -> tuple[str, dict[str, str]]:
+    """The page, and its figures by name.
+
+    Args:
+        results: by name.
+        links: the folder of the result files, from where the page is.
+    """
+    summary = summarize(results)
+    figures = _figures(summary, results)
+    first = next(iter(results.values()))
+    html = page(
+        "bench.html.j2",
+        summary=summary,
+        suite=summary.suite,
+        figures=figures,
+        style=drawing.style(),
+        keys=[_key(i, line) for i, line in enumerate(summary.lines)],
+        columns=COLUMNS,
+        rows=[_row(line, results, links) for line in summary.lines],
+        trials=[_trial(line, results, links) for line in summary.lines],
+        versions=first["versions"],
+        sources=sorted({r["source"] for r in results.values()}),
+        count=len(results),
+        all_flops=sum(line.all_flops for line in summary.lines),
+    )
+    return html, {name: wide for name, (wide, _) in figures.items()}
+
+
+COLUMNS = (
+    "arm", "verdict", "parameters", "rate", "loss", "against scratch", "FLOPs saved", "beyond step 0", "kappa",
+    "bytes", "FLOPs", "seconds",
+)  # fmt: skip
+"""Of the table."""
+
+
+def _row(line: Line, results: Mapping[str, Mapping[str, Any]], links: str) -> list[dict[str, Any]]:
+    """The cells of an arm: text, what it is sorted by, and small print."""
+    some = line.result
+    runs = [
+        (f"{links}/{name}.json", f"seed {seed}: {results[name]['bits_per_byte']['test']:.4f}")
+        for seed, name in line.runs.items()
+    ]
+    sizes = [f"{size:,}" for size in some["parameters"]] if some else []
+    control = {True: "bit for bit", False: "NOT bit for bit", None: ""}[line.control]
+    credit_note = f"pays above {line.break_even:.2f}" if line.break_even is not None else ""
+    return [
+        _cell(line.name, line.name, line.about),
+        _cell(line.verdict or (f"{line.arm['same_as']}: {control}" if control else "-"), line.verdict),
+        _cell(" -> ".join(sizes) or "-", some["parameters"][-1] if some else None),
+        _cell("-" if line.rate is None else f"{line.rate:g}", line.rate, "at the end of the grid" if line.edge else ""),
+        _cell(_said(line.loss, ".4f"), line.loss.mean if line.loss else None, links=runs),
+        _cell(_said(line.difference, "+.4f"), line.difference.mean if line.difference else None),
+        _cell(
+            _said(line.saved, ".1%"),
+            line.saved.mean if line.saved else None,
+            "beyond the measured curve" if line.beyond and line.saved else "",
+        ),
+        _cell(_said(line.claimed, ".1%"), line.claimed.mean if line.claimed else None),
+        _cell(_said(line.credit, ".2f"), line.credit.mean if line.credit else None, credit_note),
+        _cell(f"{some['tokens']:,}" if some else "-", some["tokens"] if some else None),
+        _cell(f"{some['flops']['total']:.3g}" if some else "-", some["flops"]["total"] if some else None,
+              f"{line.all_flops:.3g} with all trials"),
+        _cell("-" if line.seconds is None else f"{line.seconds:.0f}", line.seconds),
+    ]  # fmt: skip
+
+
+def _cell(text: str, sort: object, small: str = "", links: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
+    return {"text": text, "sort": "" if sort is None else sort, "small": small, "links": links}
+
+
+def _said(found: Interval | None, form: str) -> str:
+    """A value and its interval."""
+    if found is None:
+        return "-"
+    if found.low is None or found.high is None:
+        return f"{found.mean:{form}} (one seed)"
+    return f"{found.mean:{form}} [{found.low:{form}}, {found.high:{form}}]"
+
+
+def _trial(line: Line, results: Mapping[str, Mapping[str, Any]], links: str) -> dict[str, Any]:
+    """What each learning rate gave on the tuning seed, each linked to its file."""
+    cells = []
+    for rate, name in sorted(line.trials.items()):
+        losses = results[name]["bits_per_byte"]
+        said = "diverged" if losses is None else f"{losses['valid']:.4f}"
+        cells.append({"rate": f"{rate:g}", "text": said, "link": f"{links}/{name}.json", "chosen": rate == line.rate})
+    return {"name": line.name, "cells": cells}
+
+
+def _key(index: int, line: Line) -> dict[str, str]:
+    colour, dash = drawing.look(index)
+    return {"name": line.name, "colour": colour, "dash": dash}
+
+
+def _figures(summary: Summary, results: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
+    """Each figure, wide and narrow."""
+    lines = list(enumerate(summary.lines))
+    series, ends = [], []
+    for i, line in lines:
+        if not line.runs:
+            continue
+        run = results[next(iter(line.runs.values()))]
+        curve = [(float(flops), float(loss)) for _, _, flops, loss in run["evaluations"]]
+        series.append(Series(line.name, i, curve, [float(g["flops"]) for g in run["growths"]]))
+        runs = [results[name] for name in line.runs.values()]
+        at = [(float(r["flops"]["total"]), float(r["bits_per_byte"]["test"])) for r in runs]
+        ends.append(Series(line.name, i, at))
+    out: dict[str, tuple[str, str]] = {}
+    if series:
+        out["courses"] = _twice(
+            lambda kind, width, height: drawing.courses(
+                series, "FLOPs", "Held-out loss of each arm over FLOPs, growths marked", width, height, kind
+            )
+        )
+        curve_fit = next(iter(summary.curves.values()), None)
+        fit = curve_fit.loss if curve_fit else None
+        out["costs"] = _twice(
+            lambda kind, width, height: drawing.costs(
+                ends, fit, "FLOPs (logarithmic)", "Loss at the end of each run over its FLOPs", width, height, kind
+            )
+        )
+    rows = _rows(lines)
+    if rows:
+        out["savings"] = _twice(
+            lambda kind, width, height: drawing.forest(
+                rows, "FLOPs saved at equal loss, beyond growth at step 0", "Savings with intervals", width, kind
+            )
+        )
+    return out
+
+
+def _rows(lines: Sequence[tuple[int, Line]]) -> list[Row]:
+    return [
+        Row(line.name, i, line.claimed.mean, line.claimed.low, line.claimed.high) for i, line in lines if line.claimed
+    ]
+
+
+def _twice(draw: Any) -> tuple[str, str]:
+    wide, narrow = (draw(kind, width, height) for kind, width, height in SIZES)
+    return wide, narrow
+
+
+__all__ = ["render", "write_bench"]

@@ -1,0 +1,118 @@
+"""The page on a benchmark: all of it in one file, each number with its result file, figures within their frames."""
+
+import copy
+import json
+import re
+import shutil
+import subprocess
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from growformer.report.bench import COLUMNS, render, write_bench
+from growformer.report.bench_drawing import COLOURS, DARK, DASHES, Row, Series, alone, costs, courses, forest, look
+from tests.bench.test_summary import made
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def written(folder: Path) -> Path:
+    """Made-up results in a folder."""
+    (folder / "results").mkdir(parents=True)
+    for name, result in made().items():
+        (folder / "results" / f"{name}.json").write_text(json.dumps(result))
+    return folder
+
+
+def test_the_page_needs_nothing_else_and_every_link_leads_to_a_result(tmp_path: Path) -> None:
+    page, figures = write_bench(written(tmp_path / "out"), tmp_path / "pages" / "report.html")
+    html = page.read_text()
+    assert not re.findall(r'(?:src|url|@import|fetch)\s*[=(]\s*["\']?(?:http|//)', html) and "<link" not in html
+    assert not re.findall(r"https?://(?!www\.w3\.org)", html)
+    links = re.findall(r'href="([^"]+)"', html)
+    assert len(links) >= len(made()) and all((page.parent / link).is_file() for link in links)
+    assert {Path(link).stem for link in links} == set(made())
+    for figure in figures:
+        root = ET.parse(figure).getroot()
+        assert root.tag == f"{SVG}svg" and root.find(f"{SVG}style") is not None
+
+
+def test_the_numbers_are_those_of_the_summary() -> None:
+    html, _ = render(made(), "results")
+    assert "22.2% [22.2%, 22.2%]" in html and "30.0% [30.0%, 30.0%]" in html  # 1 - 0.7 / 0.9, and 0.3
+    assert "pays above 0.50" in html and "small: bit for bit" in html and ">saves<" in html
+    other = copy.deepcopy(made())
+    other["nothing--lr0.01--seed0"]["bits_per_byte"]["weights"] = "x"
+    assert "small: NOT bit for bit" in render(other, "results")[0]
+
+
+def test_results_that_are_not_all_there_are_shown_as_such() -> None:
+    results = {name: r for name, r in made().items() if "seed0" in name and r["arm"] != "scratch-half"}
+    html, figures = render(results, "results")
+    assert "runs are still missing" in html and "savings" not in figures and "not measured" in html
+    results["grown--lr0.01--seed0"] |= {"bits_per_byte": None}
+    results["grown--lr0.003--seed0"] |= {"bits_per_byte": None}
+    assert "diverged" in render(results, "results")[0]
+
+
+def test_names_are_escaped() -> None:
+    results = made()
+    for result in results.values():
+        result["suite"]["about"] = "<script>alert(1)</script>"
+    assert "<script>alert" not in render(results, "results")[0]
+    rows = [Row("<b>", 0, 0.1, 0.0, 0.2)]
+    assert "<b>" not in forest(rows, "<i>", "<u>", 760, "wide") and "&lt;b&gt;" in forest(rows, "t", "l", 760, "wide")
+
+
+def within(figure: str) -> bool:
+    """Whether everything drawn lies within the figure."""
+    root = ET.fromstring(alone(figure))
+    _, _, width, height = map(float, root.attrib["viewBox"].split())
+    at = [(float(e.attrib[x]), width) for e in root.iter() for x in ("x1", "x2", "cx", "x") if x in e.attrib]
+    at += [(float(e.attrib[y]), height) for e in root.iter() for y in ("y1", "y2", "cy", "y") if y in e.attrib]
+    for path in root.iter(f"{SVG}path"):
+        numbers = [float(n) for n in re.findall(r"-?[\d.]+", path.attrib["d"])]
+        at += [(n, width) for n in numbers[::2]] + [(n, height) for n in numbers[1::2]]
+    return all(-0.01 <= value <= most + 0.01 for value, most in at)
+
+
+@pytest.mark.parametrize(("kind", "width", "height"), [("wide", 760, 380), ("narrow", 360, 320)])
+def test_figures_stay_within_their_frames(kind: str, width: int, height: int) -> None:
+    lines = [Series(f"arm-{i}", i, [(c * 1e11, 3 / (c + 1) + i / 9) for c in range(40)], [2e12]) for i in range(17)]
+    assert within(courses(lines, "x", "l", width, height, kind))
+    ends = [Series("a", 0, [(1e12, 2.0)]), Series("b", 8, [(2e12, 1.8), (4e12, 1.7)])]
+    assert within(costs(ends, lambda c: 60 * c**-0.125, "x", "l", width, height, kind))
+    assert within(costs(ends[:1], None, "x", "l", width, height, kind))
+    rows = [Row("a", 0, 0.1, -8.0, 0.9), Row("a-long-name-of-an-arm", 1, -0.2, None, None), Row("b", 2, -3.0, -5, -1)]
+    assert within(forest(rows, "x", "l", width, kind))
+    assert not within(forest(rows, "x", "l", width, kind).replace('cx="', 'cx="9'))
+
+
+def test_arms_are_told_apart_without_colour() -> None:
+    looks = [look(i) for i in range(len(COLOURS) * len(DASHES))]
+    assert len(set(looks)) == len(looks) == 28 and len(COLOURS) == len(DARK)
+
+
+DOM = """
+const cell = s => ({dataset: {sort: s}, firstElementChild: null});
+const rows = [["b", "2"], ["c", ""], ["a", "10"]].map(r => ({cells: r.map(cell), name: r[0]}));
+const heads = [0, 1].map(() => { const h = {attrs: {}, firstElementChild: {addEventListener: (_, f) => h.click = f},
+  setAttribute(k, v) { this.attrs[k] = v; }, removeAttribute(k) { delete this.attrs[k]; },
+  getAttribute(k) { return this.attrs[k] ?? null; }}; return h; });
+const body = {rows, append(row) { rows.splice(rows.indexOf(row), 1); rows.push(row); }};
+const by = {value: 0, addEventListener: (_, f) => by.change = f};
+const document = {getElementById: id => id === "by" ? by : {tBodies: [body], tHead: {rows: [{cells: heads}]}}};
+"""
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="no node to run the page's script with")
+def test_the_table_sorts_numbers_as_numbers_and_gaps_last() -> None:
+    html, _ = render(made(), "results")
+    assert len(re.findall(r"<option", html)) == len(COLUMNS) == len(re.findall(r'<button type="button">', html))
+    script = re.search(r"<script>(.*)</script>", html, re.S)
+    assert script is not None
+    say = "console.log(rows.map(r => r.name).join(''));"
+    steps = f"heads[1].click();{say}heads[1].click();{say}by.change({{target: {{value: '0'}}}});{say}"
+    found = subprocess.run(["node", "-e", DOM + script[1] + steps], capture_output=True, text=True, timeout=60)
+    assert found.stdout.split() == ["bac", "abc", "abc"], found.stderr
