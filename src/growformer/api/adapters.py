@@ -146,20 +146,7 @@ class GrownBase:
         shares = tied is not None and (not tied.field or bool(full.get(tied.field)))
         self.tied = tied.embedding if tied is not None and shares else ""
         bare = self.family.prefix and not any(t.name.startswith(self.family.prefix) for t in self.plan.tensors)
-        self.prefix = self.family.prefix if bare else ""
-
-    @property
-    def sides(self) -> Sides:
-        """Which dims of its weights are read and written, by the family's patterns."""
-
-        def of(name: str) -> tuple[int, int]:
-            about, pattern, _ = self.family.find(self.family.full_name(name, self.prefix))
-            stands = [{atom.stand for atom in dim.atoms()} for dim in stored_dims(about, pattern)]
-            if sorted(map(sorted, stands)) != [["read"], ["write"]]:
-                raise SourceError(f"{name} is no matrix that reads one dim and writes the other; it takes no adapter")
-            return stands.index({"read"}), stands.index({"write"})
-
-        return of
+        self.sides = sides_of(self.family, self.family.prefix if bare else "")
 
     def follow(self, adapter: Adapter, seed: int) -> Plan:
         """The plan under which an adapter of the small base follows."""
@@ -211,8 +198,26 @@ class GrownBase:
             return None, why
         with TensorFiles.open(small) as files:
             tensors = {name: files.read(name) for name in files}
-        inputs = probe_inputs(small, batch=4, length=128, seed=0).batches
+        inputs = probe_inputs(small, batch=2, length=64, seed=0).batches
         return Bases(self.plan, tensors, self.sides, inputs), ""
+
+
+def sides_of(family: Family, prefix: str = "") -> Sides:
+    """Which dims of a base's weights are read and written, by the patterns of its family.
+
+    Args:
+        family: the base's.
+        prefix: what patterns have before names that the base's checkpoint leaves out.
+    """
+
+    def of(name: str) -> tuple[int, int]:
+        about, pattern, _ = family.find(family.full_name(name, prefix))
+        stands = [{atom.stand for atom in dim.atoms()} for dim in stored_dims(about, pattern)]
+        if sorted(map(sorted, stands)) != [["read"], ["write"]]:
+            raise SourceError(f"{name} is no matrix that reads one dim and writes the other; it takes no adapter")
+        return stands.index({"read"}), stands.index({"write"})
+
+    return of
 
 
 def verify_adapter(src: Path, out: Path, level: str) -> Proof:

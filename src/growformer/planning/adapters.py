@@ -157,7 +157,8 @@ def told(config: Mapping[str, Any], field: str, wanted: Mapping[str, Any], defau
     """
     by = _PATTERN[field]
     default = Counter(wanted.values()).most_common(1)[0][0] if default is None else default
-    said = {field: default, by: config.get(by) or {}}
+    # PEFT sorts them when it saves, and takes the first that fits: what holds in that order holds in every file.
+    said = {field: default, by: dict(sorted((config.get(by) or {}).items()))}
     if all(resolved(said, field, module) == value for module, value in wanted.items()):
         return said
     return {field: default, by: {module: value for module, value in wanted.items() if value != default}}
