@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from growformer.errors import RequestError
-from growformer.optim.carry import Carry
-from growformer.optim.layout import Layout, View
 from growformer.optim.rates import inner_optimizer
 from growformer.optim.tables import Pace
 from growformer.planning import Plan
 from growformer.planning.adapters import PREFIX, pairs_of, rank_plan
 from growformer.training.changes import Changes
 from growformer.training.live import Trained
-from growformer.training.rest import require_at_rest, require_swappable
+from growformer.training.ranks import RankGraft
 
 _FIELDS = ("r", "lora_alpha", "rank_pattern", "alpha_pattern")
 
@@ -61,10 +58,8 @@ def grow_adapter(
     """
     graft = AdapterGraft(_bare(model), adapter_name, r, rank_pattern, seed)
     optimizers = optimizer if isinstance(optimizer, (list, tuple)) else () if optimizer is None else (optimizer,)
-    trained = [Trained(inner_optimizer(each), graft, pace or Pace()) for each in optimizers]
-    if "torch._dynamo" in sys.modules:
-        torch._dynamo.reset()  # what is compiled holds the old parameters
-    require_swappable((name, p) for name, p in graft.after.items() if isinstance(p, torch.nn.Parameter))
+    trained = [Trained(inner_optimizer(each), graft.ranks, pace or Pace()) for each in optimizers]
+    graft.ranks.require_swappable()
     with Changes() as changes, torch.no_grad():
         graft.commit(changes)
         for one in trained:
@@ -81,10 +76,7 @@ class AdapterGraft:
 
     Attributes:
         plan: by the names that PEFT would save the adapter's tensors under.
-        carry: the growth, parameter by parameter.
-        before: the adapter's parameters, by their names in memory.
-        after: the same objects, which will hold the grown ones.
-        values: the grown parameters, by name; one that keeps its rank has none.
+        ranks: the adapter's parameters.
     """
 
     def __init__(
@@ -98,36 +90,19 @@ class AdapterGraft:
         self.model = model
         self.adapter = _chosen(model, adapter_name)
         self.layers = _layers(model, self.adapter)
-        self.before: dict[str, torch.Tensor] = {}
-        disk: dict[str, str] = {}
+        named = {id(p): name for name, p in model.named_parameters()}
+        held: dict[str, tuple[str, torch.nn.Parameter]] = {}
         for module, layer in self.layers.items():
             for saved, parameter in _parameters(layer, self.adapter):
-                name = next(n for n, p in self._named if p is parameter)
-                disk[f"{PREFIX}{module}.{saved}"] = name
-                self.before[name] = parameter
-        if len(self.before) != len(disk):
+                held[f"{PREFIX}{module}.{saved}"] = (named[id(parameter)], parameter)
+        if len({name for name, _ in held.values()}) != len(held):
             raise RequestError(f"adapter {self.adapter!r} has parameters that several modules share; they cannot grow")
-        require_at_rest(self.before)
-        shapes = {name: tuple(self.before[there].shape) for name, there in disk.items()}
+        shapes = {name: tuple(parameter.shape) for name, (_, parameter) in held.items()}
         config = _config(model.peft_config[self.adapter])
         self.pairs = pairs_of(config, shapes)
         self._require_as_said()
         self.plan = rank_plan(config, shapes, r, rank_pattern, seed)
-        grown = {name: self.plan.by_name[name].shape for name in disk}
-        self.carry = Carry(self.plan, _layout(disk, shapes), _layout(disk, grown))
-        applier = self.carry.applier(lambda name: self.before[name].detach())
-        self.after: dict[str, torch.Tensor] = dict(self.before)
-        self.values: dict[str, torch.Tensor] = {}
-        for name in self.carry.names:
-            if not self.carry.unchanged(name):
-                old = self.before[name]
-                made = torch.empty(self.carry.new.shapes[name], dtype=old.dtype, device=old.device)
-                self.carry.weight(name, applier, made)
-                self.values[name] = torch.nn.Parameter(made, requires_grad=old.requires_grad)
-
-    @property
-    def _named(self) -> list[tuple[str, torch.Tensor]]:
-        return list(self.model.named_parameters(remove_duplicate=False))
+        self.ranks = RankGraft(self.plan, held)
 
     def _require_as_said(self) -> None:
         for module, pair in self.pairs.items():
@@ -152,9 +127,7 @@ class AdapterGraft:
         config = vars(self.model.peft_config[self.adapter])
         for field in _FIELDS:
             changes.put(config, field, self.plan.target_config[field])
-        for name, value in self.values.items():
-            vars(value).update(vars(self.after[name]))
-            changes.swap(self.after[name], value)
+        self.ranks.commit(changes)
 
 
 def _chosen(model: Any, adapter_name: str | None) -> str:
@@ -198,12 +171,3 @@ def _config(config: Any) -> dict[str, Any]:
         for name, value in config.to_dict().items()
         if name != "runtime_config"  # is not saved, and says nothing of the function
     }
-
-
-def _layout(disk: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> Layout:
-    views = {}
-    for name, there in disk.items():
-        shape = shapes[name]
-        stride = tuple(torch.empty(shape, device="meta").stride())
-        views[name] = View(there, shape, stride, 0)
-    return Layout(views, {there: shapes[name] for name, there in disk.items()})
