@@ -227,18 +227,32 @@ def lift(old: int, new: int) -> Lift:
 
 def _tensor_plan(name: str, shape: tuple[int, ...], rank: Lift | None) -> TensorPlan:
     found = pattern(name, shape)
-    dims = tuple(Lift.identity(size) for size in shape)
-    if found is not None and rank is not None:
-
-        def of(atom: Atom, size: int) -> Lift:
-            return rank.freed(atom.stand == "write") if atom.axis == "rank" else Lift.identity(size)
-
-        dims = tuple(
-            dim.lift(lambda atom, size=size: of(atom, size))  # type: ignore[misc]
-            for dim, size in zip(found.dims, shape, strict=True)
-        )
     end = next((end for end in TENSORS if name.endswith(end)), name)
-    return TensorPlan(name, name, dims, False, Fill("normal", name), f"{{module}}{end}" if end != name else name)
+    label = f"{{module}}{end}" if end != name else name
+    if found is None or rank is None:
+        return TensorPlan(name, name, tuple(map(Lift.identity, shape)), False, Fill("normal", name), label)
+    return along_rank(name, found, shape, rank, label)
+
+
+def along_rank(name: str, pattern: TensorPattern, shape: tuple[int, ...], rank: Lift, label: str) -> TensorPlan:
+    """The plan of a tensor that grows along its rank and no other axis, which is closed at its readers.
+
+    Args:
+        name: the tensor's.
+        pattern: with an axis `rank`.
+        shape: of the tensor.
+        rank: the lift.
+        label: what tables call its kind.
+    """
+
+    def of(atom: Atom, size: int) -> Lift:
+        return rank.freed(atom.stand == "write") if atom.axis == "rank" else Lift.identity(size)
+
+    dims = tuple(
+        dim.lift(lambda atom, size=size: of(atom, size))  # type: ignore[misc]
+        for dim, size in zip(pattern.dims, shape, strict=True)
+    )
+    return TensorPlan(name, name, dims, False, Fill("normal", name), label)
 
 
 def _alpha(pair: Pair, rank: int) -> int | float:
