@@ -18,13 +18,14 @@ import torch
 from torch.nn import functional
 
 from growformer.algebra import TensorPattern
-from growformer.errors import RequestError
+from growformer.errors import ChangedError, RequestError
 from growformer.optim.rates import inner_optimizer, rates_of
 from growformer.optim.rules import rule_of
 from growformer.optim.state import first_state
 from growformer.optim.tables import Pace
 from growformer.planning import Plan
 from growformer.planning.adapters import along_rank, lift
+from growformer.proof.bar import BAR
 from growformer.training.changes import Changes
 from growformer.training.live import Trained
 from growformer.training.ranks import RankGraft
@@ -203,6 +204,7 @@ def grow_rank(
 
     Raises:
         RequestError: there is no product; the rank is none, or not larger; or the model is in the middle of a step.
+        ChangedError: a product is not what it was; all is as before.
     """
     layers = products(model)
     if not layers:
@@ -222,6 +224,7 @@ def grow_rank(
     graft = RankGraft(_plan(growing, rank or 0, seed), _held(growing)) if growing else None
     trained = [Trained(each, graft, Pace(warmup=warmup)) for each in inner] if graft is not None else []
     dense = {name: layer.dense() for name, layer in full.items()}
+    before = {name: layer.u.detach().double() @ layer.v.detach().double() for name, layer in growing.items()}
     if graft is not None:
         graft.require_swappable()
     with Changes() as changes, torch.no_grad():
@@ -238,6 +241,10 @@ def grow_rank(
             changes.put(model.get_submodule(parent)._modules, child, module)
             for each in inner:
                 _replace(changes, each, layer, weight, f"{name}.weight")
+        for name, layer in growing.items():
+            apart = float((layer.u.double() @ layer.v.double() - before[name]).abs().max() / before[name].abs().max())
+            if not apart <= BAR:
+                raise ChangedError(f"{name}: its product moved by {apart:.1e} under a growth in rank, allowed {BAR:g}")
     return list(growing), list(full)
 
 
