@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from growformer.optim.carry import Carry
+from growformer.optim.fade import Behind
 from growformer.optim.layout import Layout, View
 from growformer.planning import Plan
 from growformer.training.changes import Changes
@@ -47,6 +48,11 @@ class RankGraft:
                 made = torch.empty(self.carry.new.shapes[name], dtype=old.dtype, device=old.device)
                 self.carry.weight(name, applier, made)
                 self.values[name] = torch.nn.Parameter(made, requires_grad=old.requires_grad)
+
+    @property
+    def behind(self) -> dict[str, Behind]:
+        """What fades in: nothing, for what is drawn is seen through a factor that is zero."""
+        return {}
 
     def require_swappable(self) -> None:
         """Refuse parameters that something else holds on to; what was compiled with them is forgotten first."""
