@@ -27,6 +27,7 @@ from growformer.checkpoint import (
     write_card,
     write_config,
 )
+from growformer.checkpoint.adapters import CONFIG, is_adapter
 from growformer.checkpoint.folder import require_new
 from growformer.checkpoint.hashing import Hashes
 from growformer.checkpoint.hub import located
@@ -77,6 +78,7 @@ def expand_checkpoint(
     allow_change: bool = False,
     model_only: bool = False,
     warmup: int = 0,
+    follow: str | Path | None = None,
     progress: Progress = lambda what, done, total: None,
     **request: Any,
 ) -> Grown:
@@ -102,8 +104,9 @@ def expand_checkpoint(
         model_only: leave behind the training state (optimizer, schedule, random states) of a checkpoint that the
             Hugging Face Trainer has saved; otherwise it grows along.
         warmup: steps over which the learning rate of new entries rises from 0, where an optimizer grows along.
+        follow: where `src` is the folder of a PEFT adapter: the grown base, which it is to fit.
         progress: told what is being done.
-        request: see `plan`.
+        request: see `plan`; of an adapter, `r` and `rank_pattern`.
 
     Raises:
         RequestError: as `plan`, or the plan names dead entries.
@@ -116,6 +119,18 @@ def expand_checkpoint(
     src, out = located(src), Path(out)
     if prove_level not in LEVELS:
         raise RequestError(f"prove={prove_level!r} is unknown; there are {', '.join(LEVELS)}")
+    if is_adapter(src):
+        from growformer.api.adapters import expand_adapter
+
+        asked = {"an expansion": expansions, "dtype": dtype, "layers_at": layers_at, "warmup": warmup}
+        odd = [name for name, value in asked.items() if value] + (["method"] if method != "paper" else [])
+        if odd:
+            raise RequestError(f"{odd[0]} says nothing of an adapter, which {src} holds; its rank grows by r=16")
+        base = None if follow is None else located(follow)
+        kept = {"seed": seed, "level": prove_level, "resume": resume, "model_only": model_only}
+        return Grown(out, *expand_adapter(src, out, follow=base, **kept, **request))  # type: ignore[arg-type]
+    if follow is not None:
+        raise RequestError(f"follow is for adapters of PEFT, and {src} holds none ({CONFIG})")
     storage, shard, room = _storage(dtype), parse_size(max_shard_size), parse_size(memory)
     workers = threads_of(threads)
     require_new(out, src)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
     import transformers
 
+    from growformer.optim.tables import Pace
     from growformer.planning import Plan
 
 ModelT = TypeVar("ModelT", bound="torch.nn.Module")
@@ -40,6 +41,7 @@ def grow(
 
     Args:
         model: a stock Hugging Face model, compiled or not, between two steps: no gradients, no pending backward pass.
+            One with LoRA adapters of PEFT grows in the rank of an adapter: `r`, `rank_pattern`, `adapter_name`.
         optimizer: over its parameters, or a list of several that share them (Muon's and AdamW's); of classes with a
             state rule (`growformer.optim`). None: the model alone.
         expansions: see `plan`.
@@ -68,9 +70,14 @@ def grow(
     from growformer.checkpoint.skeleton import stock_skeleton
     from growformer.optim.fade import require_fade
     from growformer.optim.tables import Pace
+    from growformer.training.adapters import adapted
     from growformer.training.live import grow_live
 
     pace = Pace(warmup=warmup, freeze_old=freeze_old, keep_dynamics=keep_dynamics, fade=fade or 0)
+    if adapted(model):
+        left = {"an expansion": expansions, "averages": averages, "shard": shard, "fade": fade, "closure": closure}
+        _grow_rank(model, optimizer, pace, left, request)
+        return model, optimizer
     if shard is not None:
         if averages:
             raise RequestError("averages of sharded models do not grow along: grow without them, and begin anew")
@@ -97,6 +104,24 @@ def grow(
     made.require_closure(closure is not None, "growformer.grow(..., closure=loss)")
     grow_live(inner, optimizer, made, old=old, pace=pace, averages=copies, closure=closure)
     return model, optimizer
+
+
+def _grow_rank(
+    model: torch.nn.Module, optimizer: Any, pace: Pace, left: dict[str, Any], request: dict[str, Any]
+) -> None:
+    """The growth of a model with adapters: that of an adapter's rank, and of nothing else."""
+    from growformer.training.adapters import grow_adapter
+
+    kind = type(model).__name__
+    odd = [name for name in request if name not in ("r", "rank_pattern", "adapter_name", "seed")]
+    odd += [name for name, value in left.items() if value]
+    if odd:
+        raise RequestError(
+            f"{odd[0]}: {kind} has adapters of PEFT, and under them the base does not grow in memory. Their rank does: "
+            f"r=16. Or merge_and_unload() them first; or grow base and adapter as saved folders (expand_checkpoint, "
+            f"with follow= for the adapter)"
+        )
+    grow_adapter(model, optimizer, pace=pace, **request)
 
 
 def live_plan(

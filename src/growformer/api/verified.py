@@ -11,6 +11,7 @@ from growformer.api.becoming import case_of
 from growformer.api.folders import Progress
 from growformer.api.planned import family_of
 from growformer.checkpoint import Receipt, parse_size, read_config
+from growformer.checkpoint.adapters import is_adapter
 from growformer.checkpoint.hub import located
 from growformer.errors import RequestError, SourceError
 from growformer.planning import Plan
@@ -57,6 +58,10 @@ def verify(
         return _verify_models(source, target, level, room, progress)
     out = Path(target)
     src = source_of(out) if source is None else located(source)
+    if is_adapter(out):
+        from growformer.api.adapters import verify_adapter
+
+        return verify_adapter(src, out, level)
     read_config(out)  # whether it is a model's folder at all comes first
     receipt = Receipt.read(out)
     case = recorded(src, out, receipt)
@@ -79,7 +84,8 @@ def source_of(target: str | Path) -> Path:
         SourceError: no receipt, none named in it, or no such folder.
     """
     out = Path(target)
-    read_config(out)  # whether it is a model's folder at all comes first
+    if not is_adapter(out):
+        read_config(out)  # whether it is a model's folder at all comes first
     path = Receipt.read(out).source["path"]
     say = f"say where it is: growformer verify SRC {out}"
     if path is None:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from growformer import api
+from growformer.api.adapters import plan_adapter
 from growformer.checkpoint import read_config
+from growformer.checkpoint.adapters import is_adapter
 from growformer.checkpoint.folder import size_text, target_errors
 from growformer.checkpoint.hub import located
 from growformer.checkpoint.stock import full_config
@@ -72,6 +74,19 @@ def _asked(
     return asked
 
 
+_LEFT: Mapping[str, Any] = {
+    "method": "paper", "ignore_fields": [], "rope": "theta", "new_tokens": "open", "layers_at": None,
+}  # fmt: skip
+"""Options of models' growths, as they are when nobody has said anything."""
+
+
+def _of_adapter(src: Path, words: Sequence[str], to: Path | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options and request of an adapter's growth; what was asked of a model's stays in, and is refused by name."""
+    if to is not None:
+        raise RequestError(f"--to {to}: {src} holds an adapter; its rank grows by r=16")
+    return {name: x for name, x in options.items() if name not in _LEFT or x != _LEFT[name]} | dict(parse(words))
+
+
 def _chosen(view: Seen) -> dict[str, int]:
     """How many experts a token takes, where the source becomes a model of a family with experts."""
     experts = view.family.experts
@@ -89,8 +104,14 @@ def run_plan(
 ) -> None:
     """`growformer plan`."""
     src = located(src)
+    follow = planning.pop("follow")
     planning["layers_at"] = places(layers_at)
-    made = api.plan(src, **planning, **_asked(src, words, to, **planning))
+    if is_adapter(src):
+        made = plan_adapter(src, follow=follow, **_of_adapter(src, words, to, planning))
+    elif follow is not None:
+        raise RequestError(f"--follow {follow}: {src} holds no adapter of PEFT")
+    else:
+        made = api.plan(src, **planning, **_asked(src, words, to, **planning))
     if save is not None:
         with target_errors(save), save.open("x", encoding="utf-8") as file:
             file.write(made.dumps() + "\n")
@@ -161,7 +182,10 @@ def run_expand(
     src = located(src)
     at = places(layers_at)
     planning = {name: options[name] for name in ("method", "ignore_fields", "rope", "new_tokens")}
-    request = _asked(src, words, to, layers_at=at, **planning)
+    if is_adapter(src):
+        options, request = _of_adapter(src, words, to, options), {}
+    else:
+        request = _asked(src, words, to, layers_at=at, **planning)
     with show.progress(json) as tell:
         grown = api.expand_checkpoint(src, out, layers_at=at, progress=tell, **options, **request)
     if json:

@@ -44,6 +44,9 @@ Rope = Annotated[
 NewTokens = Annotated[
     str, typer.Option("--new-tokens", help="open; or closed, to have probability zero (and no way to learn).")
 ]
+Follow = Annotated[
+    Path | None, typer.Option("--follow", metavar="GROWN_BASE", help="SRC is a PEFT adapter: make it fit this base.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
@@ -58,6 +61,7 @@ def plan(
     ignore_field: Ignore = None,
     rope: Rope = "theta",
     new_tokens: NewTokens = "open",
+    follow: Follow = None,
     save: Annotated[Path | None, typer.Option("--save", help="Write the plan to this JSON file.")] = None,
     json: Json = False,
 ) -> None:
@@ -67,6 +71,7 @@ def plan(
     run_plan(
         src, request or [], to, layers_at, save, json,
         method=method, seed=seed, ignore_fields=ignore_field or [], rope=rope, new_tokens=new_tokens,
+        follow=follow,
     )  # fmt: skip
 
 
@@ -100,9 +105,10 @@ def expand(
     warmup: Annotated[
         int, typer.Option(min=0, help="Steps over which new entries' learning rate rises, where an optimizer grows.")
     ] = 0,
+    follow: Follow = None,
     json: Json = False,
 ) -> None:
-    """Grow SRC into the new folder OUT, and prove that it computes the same function."""
+    """Grow SRC, a model or a PEFT adapter, into the new folder OUT, and prove that it computes the same function."""
     from growformer.cli.commands import run_expand
 
     run_expand(
@@ -110,7 +116,7 @@ def expand(
         method=method, seed=seed, dtype=dtype, max_shard_size=max_shard_size, prove_level=prove, allow_dead=allow_dead,
         allow_change=allow_change,
         memory=memory, threads=threads, resume=resume, ignore_fields=ignore_field or [],
-        rope=rope, new_tokens=new_tokens, model_only=model_only, warmup=warmup,
+        rope=rope, new_tokens=new_tokens, model_only=model_only, warmup=warmup, follow=follow,
     )  # fmt: skip
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from growformer.planning import Plan
 from growformer.training.changes import Changes
 from growformer.training.likeness import SKIPPED, config_type, meant, same, same_tensor
 from growformer.training.pairs import pair_modules
+from growformer.training.rest import require_at_rest, require_swappable
 
 if TYPE_CHECKING:
     import transformers
@@ -56,7 +56,7 @@ class Graft:
         self.carry = Carry(plan, layout_of(model), layout_of(self._new))
         self.before = shared_names(model)[0]
         self._bare = shared_names(self._new)[0]
-        self._require_at_rest()
+        require_at_rest(self.before)
         self.applier = self.carry.applier(lambda name: self.before[name])
         self.applier.stds |= figures or {}
         self.values: dict[str, torch.Tensor] = {}
@@ -96,25 +96,6 @@ class Graft:
         """For every new name of a tensor that continues an old one, the old one's first name."""
         return {name: self.carry.source(name) or "" for name in self.carry.names if self.carry.continues(name)}
 
-    def _require_at_rest(self) -> None:
-        devices = {x.device for x in self.before.values()}
-        if len(devices) > 1 or any(device.type == "meta" for device in devices):
-            raise RequestError(
-                f"the model lies on {', '.join(sorted(map(str, devices)))}; a model on one device can grow in memory, "
-                f"others as a saved checkpoint (save_pretrained, then expand_checkpoint)"
-            )
-        for name, tensor in self.before.items():
-            if tensor.grad is not None:
-                raise RequestError(
-                    f"{name} has a gradient, which would not fit the grown parameter: grow between steps, after "
-                    f"optimizer.step() and optimizer.zero_grad(set_to_none=True)"
-                )
-            if getattr(tensor, "_backward_hooks", None) or getattr(tensor, "_post_accumulate_grad_hooks", None):
-                raise RequestError(
-                    f"{name} has hooks on its gradient, which hold the old parameter: remove them (handle.remove()), "
-                    f"grow, and register them again"
-                )
-
     def _require_whole(self) -> None:
         lost = set(self.before) - set(self._continued.values())
         lost = {name for name in lost if isinstance(self.before[name], torch.nn.Parameter)}
@@ -131,21 +112,13 @@ class Graft:
         Raises:
             RequestError: naming the first, and what to do.
         """
-        for name in self.carry.names:
-            live: Any = self.after[name]
-            if name not in self.values or live is self.values[name] or not isinstance(live, torch.nn.Parameter):
-                continue
-            held = live._use_count()  # type: ignore[attr-defined]
-            if weakref.getweakrefs(live):
-                raise RequestError(
-                    f"something holds a weak reference to {name} (a compiled function, a cache), and would go on with "
-                    f"the old parameter: drop it, or call torch.compiler.reset(), and grow then"
-                )
-            if held > 2 or not live.is_leaf:
-                raise RequestError(
-                    f"a forward pass still holds {name}: grow between steps, after loss.backward() and with no outputs "
-                    f"kept that have a gradient to give (del them)"
-                )
+        require_swappable(
+            (name, live)
+            for name in self.carry.names
+            if name in self.values
+            and (live := self.after[name]) is not self.values[name]
+            and isinstance(live, torch.nn.Parameter)
+        )
 
     def commit(self, changes: Changes) -> None:
         """Put everything in place; see `Changes` for what happens if it fails."""

@@ -87,22 +87,26 @@ class Learner:
 
         return self.machines.on_first(measured)
 
-    def grow(self, grow: Callable[..., Any], **request: Any) -> None:
+    def grow(self, grow: Callable[..., Any], **request: Any) -> Any:
         """Grow the model and its optimizers in place.
 
         Args:
-            grow: `growformer.grow`.
+            grow: `growformer.grow`, or what grows products in rank.
             request: of it.
+
+        Returns:
+            What `grow` does.
 
         Raises:
             ChangedError: the processes have made other weights.
         """
         # What averages gradients holds the old parameters: it goes, and is made anew for the grown model.
         self.close()
-        grow(self.model, self.optimizers, **request)
+        grown = grow(self.model, self.optimizers, **request)
         # Before the wrapper, which would give all processes the first one's weights and hide that they differ.
         self.machines.require_same(self.model, "after the growth")
         self._wrapped = self._wrap()
+        return grown
 
     def thaw(self) -> None:
         """Let old entries that a growth held still learn again."""

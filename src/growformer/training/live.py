@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from growformer.errors import RequestError
+from growformer.optim.carry import Carry
+from growformer.optim.fade import Behind
 from growformer.optim.groups import joined, renamed
 from growformer.optim.rates import BlockRates, inner_optimizer, rates_of
 from growformer.optim.rules import StateRule, rule_of
@@ -84,19 +86,31 @@ def _require_trained(graft: Graft, trained: Sequence[Trained]) -> None:
             )
 
 
+class Grafted(Protocol):
+    """What an optimizer's growth asks of its model's: see `Graft`."""
+
+    carry: Carry
+    before: dict[str, torch.Tensor]
+    after: dict[str, torch.Tensor]
+    values: dict[str, torch.Tensor]
+
+    @property
+    def behind(self) -> dict[str, Behind]: ...
+
+
 class Trained:
     """The optimizer's part of a growth, built beforehand.
 
     Args:
         optimizer: unwrapped.
-        graft: the model's part.
+        graft: the model's part, built.
         pace: how blocks learn afterwards.
 
     Raises:
         RequestError: the optimizer's class or a key of its state is not declared, or `pace` asks what it cannot do.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, graft: Graft, pace: Pace) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, graft: Grafted, pace: Pace) -> None:
         self.optimizer = optimizer
         self.rule: StateRule = rule_of(optimizer)
         self.rates: BlockRates = rates_of(optimizer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -134,6 +135,33 @@ class Checkpoint(Part):
     keep: PositiveInt = Field(default=2, description="How many of the last ones stay.")
 
 
+class Rank(Part):
+    """A growth in rank."""
+
+    step: PositiveInt = Field(description="After which it comes.")
+    rank: PositiveInt = Field(description="The new rank.")
+
+
+class Factorised(Part):
+    """Weights between layers begin as products of small rank, which grow and end dense (InRank, arXiv 2306.11250)."""
+
+    rank: PositiveInt = Field(description="Of the first products.")
+    grow: list[Rank] = Field(default_factory=list, description="The growths in rank, in order.")
+    dense: PositiveInt | None = Field(
+        default=None, description="The step after which every weight is dense; left out: the last."
+    )
+    warmup: int = Field(default=0, ge=0, description="Steps over which the learning rate of new entries rises from 0.")
+
+    @model_validator(mode="after")
+    def _rising(self) -> Factorised:
+        ranks = [self.rank, *(growth.rank for growth in self.grow)]
+        steps = [0, *(growth.step for growth in self.grow), *([] if self.dense is None else [self.dense])]
+        for what, numbers in (("ranks", ranks), ("steps", steps)):
+            if any(a >= b for a, b in itertools.pairwise(numbers)):
+                raise ValueError(f"its {what} must rise, and are {', '.join(map(str, numbers))}")
+        return self
+
+
 class Recipe(Part):
     """What `growformer train` does."""
 
@@ -154,6 +182,7 @@ class Recipe(Part):
     clip_norm: PositiveFloat | None = Field(default=1.0, description="Largest norm of the gradient; null: none.")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     grow: list[Entry] = Field(default_factory=list, description="The growths, in order.")
+    factorised: Factorised | None = Field(default=None, description="Begin with weights that are products.")
     prove: bool = Field(default=True, description="Prove each growth in true float64 before training goes on.")
     evaluate: Evaluate = Evaluate()
     checkpoint: Checkpoint = Checkpoint()
@@ -168,6 +197,16 @@ class Recipe(Part):
             whole = max(1, round(tokens / length)) * length
             raise ValueError(f"{tokens} is no multiple of sequence_length {length}; {whole} is")
         return tokens
+
+    @field_validator("factorised")
+    @classmethod
+    def _alone(cls, factorised: Factorised | None, info: ValidationInfo) -> Factorised | None:
+        budget = info.data.get("budget")
+        if factorised is not None and info.data.get("grow"):
+            raise ValueError("a model of products grows in rank alone; grow its sizes in a second run, from its model")
+        if factorised is not None and budget is not None and budget.kind == "flops":
+            raise ValueError("products change what a step costs; give the budget in steps or tokens")
+        return factorised
 
     @property
     def sequences(self) -> int:

@@ -18,6 +18,7 @@ from growformer.errors import ChangedError, DivergedError, RequestError
 from growformer.planning import Plan
 from growformer.proof.float64 import stock_model
 from growformer.training import first, saving
+from growformer.training.factorised import factorise, grow_rank, products, spared
 from growformer.training.learner import Learner, bits
 from growformer.training.learning_rate import part_of_peak
 from growformer.training.log import Log
@@ -105,11 +106,19 @@ class Run:
             self.progress = Progress()
             self.threads = torch.get_num_threads()
             model = first.first_model(self.file, config).to(device)
+            self._factorise(model)
             optimizers = first.make_optimizers(self.file, model)
             self.generators = saving.first_generators(self.recipe.seed, self.machines.rank, device)
         self.model, self.optimizers = model, optimizers
         self.machines.require_same(model, "at the start")
         self.learner = Learner(self.recipe, self.machines, self.micro, model, optimizers)
+
+    def _factorise(self, model: Any) -> None:
+        if self.recipe.factorised is not None:
+            try:
+                factorise(model, self.recipe.factorised.rank)
+            except RequestError as error:
+                raise RequestError(f"{self.file.where('factorised')}: {error}") from error
 
     def _require_same(self, checkpoint: Path, about: dict[str, Any]) -> None:
         for name, found in self.about.items():
@@ -136,6 +145,7 @@ class Run:
                 while self._time_to_grow(grown):
                     self._grow()
                     grown = True
+                self._grow_rank()
                 if self.progress.step % self.recipe.checkpoint.every == 0 or self._done():
                     self._save()
             self._finish()
@@ -157,8 +167,7 @@ class Run:
             self.watcher.say(text)
 
     def _introduce(self, first_time: bool) -> None:
-        size = self.stages[self.progress.stage].size
-        name = f"{type(self.model).__name__}, {size.parameters:,} parameters"
+        name = f"{type(self.model).__name__}, {self.model.num_parameters():,} parameters"
         if not first_time:
             self._say(f"Resuming at step {self.progress.step:,}: {name}")
             if self.threads != torch.get_num_threads():
@@ -211,7 +220,7 @@ class Run:
         progress.step += 1
         progress.tokens += recipe.batch_tokens
         progress.position += recipe.sequences
-        progress.flops += recipe.batch_tokens * self.stages[progress.stage].size.flops_per_token
+        progress.flops += recipe.batch_tokens * (self.stages[progress.stage].size.flops_per_token - spared(self.model))
         if not math.isfinite(self.loss):
             raise DivergedError(
                 f"step {progress.step}: the loss is {self.loss}; lower optimizer.lr, or lengthen learning_rate.warmup"
@@ -297,6 +306,28 @@ class Run:
             proof=said,
         )
         self._say(_line(self.progress.step, dict(growth.to), parameters, before, after, said))
+
+    def _grow_rank(self) -> None:
+        """What the recipe's `factorised` asks for after this step; the last makes every product dense."""
+        asked, step = self.recipe.factorised, self.progress.step
+        if asked is None or not products(self.model):
+            return
+        ranks: list[int | None] = [growth.rank for growth in asked.grow if growth.step == step]
+        if self._done() or step == asked.dense:
+            ranks = [None]
+        for rank in ranks:
+            before, parameters = self._measure(), [self.model.num_parameters()]
+            grew, dense = self.learner.grow(grow_rank, rank=rank, seed=self.recipe.seed, warmup=asked.warmup)
+            after = self._measure()
+            parameters.append(self.model.num_parameters())
+            found = {"rank": rank, "grew": len(grew), "dense": len(dense), "bits_per_byte": [before, after]}
+            used = {"tokens": self.progress.tokens, "flops": self.progress.flops}
+            self._write("rank", parameters=parameters, **found, **used)
+            self._say(
+                f"Step {step:,}: {len(grew)} products grown to rank {rank}, {len(dense)} dense "
+                f"({parameters[0]:,} -> {parameters[1]:,} parameters)\n"
+                f"    held out {before:.6f} -> {after:.6f} bits per byte"
+            )
 
     def _proof(self, witness: Witness | None, stage: Stage, plan: Plan) -> dict[str, Any] | None:
         if witness is None:

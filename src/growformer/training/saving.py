@@ -16,6 +16,7 @@ import torch
 from growformer.checkpoint.folder import new_folder, read_json
 from growformer.errors import SourceError
 from growformer.optim import rates_of
+from growformer.training.factorised import as_dense, factors_of, put_factors
 
 if TYPE_CHECKING:
     import transformers
@@ -75,7 +76,7 @@ def save(
         folder: of all checkpoints.
         keep: how many stay.
         progress: where the run stands.
-        model: a stock model; its folder loads with `from_pretrained`.
+        model: a stock model, or one of products, which its folder holds multiplied out; `from_pretrained` loads it.
         tokenizer: goes into the model's folder.
         optimizers: with their block rates.
         generators: the random states of each process, by rank.
@@ -88,8 +89,10 @@ def save(
     if out.exists():
         return out
     with new_folder(out, 0, resume=True) as partial:
-        write_model(partial / "model", model, tokenizer)
+        with as_dense(model):
+            write_model(partial / "model", model, tokenizer)
         training = {
+            "factors": factors_of(model),
             "optimizers": [_optimizer_state(model, optimizer) for optimizer in optimizers],
             "generators": list(generators),
         }
@@ -130,7 +133,13 @@ def read_model(checkpoint: Path) -> transformers.PreTrainedModel:
     model: transformers.PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         checkpoint / "model", dtype=torch.float32, local_files_only=True, trust_remote_code=False
     )
+    put_factors(model, _training(checkpoint).get("factors", {}))
     return model
+
+
+def _training(checkpoint: Path) -> dict[str, Any]:
+    saved: dict[str, Any] = torch.load(checkpoint / "training.pt", map_location="cpu", weights_only=True)
+    return saved
 
 
 def read_training(
@@ -144,7 +153,7 @@ def read_training(
     Raises:
         SourceError: the saved states are not those of these optimizers.
     """
-    saved = torch.load(checkpoint / "training.pt", map_location="cpu", weights_only=True)
+    saved = _training(checkpoint)
     if len(saved["optimizers"]) != len(optimizers):
         raise SourceError(f"{checkpoint}: holds {len(saved['optimizers'])} optimizers, {len(optimizers)} are asked for")
     named = dict(model.named_parameters())
