@@ -16,7 +16,8 @@ class Norm:
 
     Attributes:
         axis: the axis whose channels it reads; several: their product (one norm over the queries of all heads).
-        kind: "rms" or "layer" (which subtracts the mean).
+        kind: "rms", "layer" (which subtracts the mean), or "batch": each channel by statistics of its own, so that it
+            reads none beside another. What writes the channels it stands behind has its role.
         eps: the config field that holds its eps, or the number that stands in the code.
         gain: what the stored gain w multiplies by: "w", "1+w" (Gemma, Nemotron), or None where there is no gain, so
             that whatever a gain would take up falls to what reads the axis.
@@ -28,7 +29,7 @@ class Norm:
     """
 
     axis: str | tuple[str, ...]
-    kind: Literal["rms", "layer"]
+    kind: Literal["rms", "layer", "batch"]
     eps: str | float
     gain: Literal["w", "1+w"] | None = "w"
     output: Literal["branch", "added", "inner", "stream"] = "branch"
