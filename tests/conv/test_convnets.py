@@ -30,7 +30,8 @@ from growformer.api.convnets import expand_convnet, plan_convnet
 from growformer.errors import RequestError
 from growformer.methods import METHODS
 from growformer.models import ConvConfig, ConvNet, StageSize
-from growformer.planning import Plan
+from growformer.planning import Plan, apply
+from growformer.planning.apply import Applier
 from growformer.proof.alive import dead_entries
 from growformer.proof.bar import BAR
 from growformer.proof.float64 import build64
@@ -316,3 +317,16 @@ def test_a_config_is_plain_data_and_says_what_it_refuses() -> None:
     for broken in ({"chain": ()}, {"chain": (0,)}, {"eps": 0.0}):
         with pytest.raises(ValueError, match="ConvConfig"):
             ConvConfig(**{"colors": 3, "classes": 5, "chain": (6,), **broken})
+
+
+def test_rows_made_apart_are_those_made_together() -> None:
+    """The identity as well, of which each row has its one elsewhere."""
+    model = convnet()
+    plan = planned("convnet", "both", "net2net")
+    state = model.state_dict()
+    whole = apply(plan, state)
+    applier = Applier(plan, lambda name, rows: state[name] if rows is None else state[name][rows])
+    for tensor in plan.tensors:
+        if tensor.shape:
+            parts = [applier.piece(tensor, at, at + 1) for at in range(tensor.shape[0])]
+            assert torch.equal(torch.cat(parts), whole[tensor.name])
