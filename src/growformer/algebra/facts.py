@@ -18,7 +18,9 @@ class Norm:
         axis: the axis whose channels it reads; several: their product (one norm over the queries of all heads).
         kind: "rms", "layer" (which subtracts the mean), or "sum": it divides by the root of the sum of squares, in
             which zeros are not seen whatever their number, and gives a length that the config states. What follows
-            need not be linear (TokenFormer's scores go on through a GeLU), so it takes zeros and nothing else.
+            need not be linear (TokenFormer's scores go on through a GeLU), so it takes zeros and nothing else. Or
+            "batch": each channel by statistics of its own, so that it reads none beside another; what writes the
+            channels it stands behind has its role.
         eps: the config field that holds its eps, or the number that stands in the code.
         gain: what the stored gain w multiplies by: "w", "1+w" (Gemma, Nemotron), or None where there is no gain, so
             that whatever a gain would take up falls to what reads the axis.
@@ -32,7 +34,7 @@ class Norm:
     """
 
     axis: str | tuple[str, ...]
-    kind: Literal["rms", "layer", "sum"]
+    kind: Literal["rms", "layer", "sum", "batch"]
     eps: str | float
     gain: Literal["w", "1+w"] | None = "w"
     output: Literal["branch", "added", "inner", "stream"] = "branch"

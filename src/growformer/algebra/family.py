@@ -214,7 +214,12 @@ class Family:
 
     def norm_over(self, axis: str) -> Norm | None:
         """The norm that reads `axis` alone, or None."""
-        return next((norm for norm in self.norms.values() if norm.axis == axis), None)
+        return next((norm for norm in self.norms.values() if norm.axis == axis and norm.kind != "batch"), None)
+
+    def batch_norm(self, role: str | None) -> Norm | None:
+        """The batch norm of a role, which reads each channel on its own; None where it is none."""
+        norm = self.norms.get(role or "")
+        return norm if norm is not None and norm.kind == "batch" else None
 
     def norm_across(self, axis: str) -> Norm | None:
         """The norm that reads `axis` in a product with other axes, or None."""
@@ -233,14 +238,14 @@ class Family:
     def closes_layer(self, name: NamePattern, pattern: TensorPattern) -> bool:
         """Whether a new layer is closed at this tensor.
 
-        It stands in the layer, and is the gain of a norm on what a branch adds to the stream; or, where the family
-        has no such norm, it writes the stream itself.
+        It stands in the layer, and is the gain (or the shift) of a norm on what a branch adds to the stream; or, where
+        the family has no such norm, it writes the stream itself.
         """
         if not set(self.layers) & set(name.axes):
             return False
         added = {role for role, norm in self.norms.items() if norm.output == "added"}
         if added:
-            return any(atom.role in added for atom in pattern.atoms())
+            return any(atom.role in added and atom.stand != "write" for atom in pattern.atoms())
         return any(atom.axis in self.streams and atom.stand == "write" for atom in pattern.atoms())
 
     def side(self, role: str | None) -> Literal["q", "k", "v"] | None:

@@ -34,15 +34,16 @@ class Fill:
     """How the free entries of one target tensor are filled.
 
     Attributes:
-        kind: "normal" (mean 0), "mean" (the mean of the old entries times their factor: gains), or "constant" (`factor`
-            itself: the gains of norms that only pass on what they read).
+        kind: "normal" (mean 0), "mean" (the mean of the old entries times their factor: gains), "constant" (`factor`
+            itself: the gains of norms that only pass on what they read), or "identity" (of a tensor new as a whole,
+            [writes, reads, ...]: 1 from each channel to itself, in the middle of every further dim, and 0 elsewhere).
         like: the source tensor whose entries set the std or the mean (of a constant: the dtype); None: `std` stands as
             given.
         std: a given std (of "mean": a given mean); None: that of `like`, measured in float64 when the plan runs.
         factor: what the mean is multiplied by: that of the old gains; or the constant.
     """
 
-    kind: Literal["normal", "mean", "constant"]
+    kind: Literal["normal", "mean", "constant", "identity"]
     like: str | None = None
     std: float | None = None
     factor: Factor = ONE

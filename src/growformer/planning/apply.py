@@ -77,7 +77,7 @@ class Applier:
         needs: dict[tuple[str, str], None] = {}
         for tensor in self.plan.tensors:
             fill = tensor.fill
-            if fill.kind != "constant" and fill.std is None and fill.like is not None and _has_free(tensor):
+            if fill.kind in ("normal", "mean") and fill.std is None and fill.like is not None and _has_free(tensor):
                 needs[fill.like, fill.kind] = None
             if tensor.source is not None and any(run.noise for dim in tensor.dims for run in dim.runs):
                 needs[tensor.source, "normal"] = None
@@ -163,7 +163,10 @@ class Applier:
         dtype = self._storage(tensor.source or tensor.fill.like or "")
         if not tensor.shape:
             # A single number of a new layer (an activation's constant) is its neighbour's: nothing spreads around it.
-            return self.read(tensor.source or tensor.fill.like or "", None).to(dtype)
+            # A copy: new layers would share it, and batch norms count in place.
+            return self.read(tensor.source or tensor.fill.like or "", None).to(dtype, copy=True)
+        if tensor.fill.kind == "identity":
+            return _identity(tensor.shape, start, stop, dtype)
         blocks = list(tensor.blocks((start, stop)))
         if scratch is not None and len(blocks) == 1 and blocks[0].source is not None:
             values = self._old(tensor, blocks[0])
@@ -269,6 +272,17 @@ class Applier:
                 level = max(level, torch.finfo(dtype).min)  # see BARRED
             return torch.tensor([level], dtype=torch.float64).to(dtype)
         return torch.from_numpy(quantiles()).mul(level).to(dtype)
+
+
+def _identity(shape: tuple[int, ...], start: int, stop: int, dtype: torch.dtype) -> torch.Tensor:
+    """Rows [start, stop) of a kernel that passes every channel on as it is."""
+    import torch
+
+    out = torch.zeros((stop - start, *shape[1:]), dtype=dtype)
+    rows = torch.arange(start, stop)
+    place: list[Any] = [rows - start, rows, *(size // 2 for size in shape[2:])]
+    out[tuple(place)] = 1
+    return out
 
 
 def _parts(block: Block) -> Iterator[tuple[slice, Block]]:

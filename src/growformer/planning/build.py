@@ -25,7 +25,7 @@ from growformer.algebra import (
 )
 from growformer.errors import PatternError
 from growformer.planning.cover import Covered, Shapes, indices, stored_dims
-from growformer.planning.growth import Growth, paired
+from growformer.planning.growth import AxisGrowth, Growth, paired
 from growformer.planning.inexact import inexact
 from growformer.planning.migrate import Place, moves
 from growformer.planning.plan import TensorPlan
@@ -90,16 +90,16 @@ def _again(
     fresh = [axis for axis, value in old.items() if value is None]
     if not fresh or family.passes(pattern):
         return None
-    if any(axis not in family.layers or not growth.at(axis).donors for axis in fresh):
+    if any(axis not in family.layers or not growth.at(axis, new).donors for axis in fresh):
         return None
-    if family.closes_layer(name, pattern) and not all(growth.at(axis).opened for axis in fresh):
+    if family.closes_layer(name, pattern) and not all(growth.at(axis, new).opened for axis in fresh):
         return None
-    return {axis: growth.at(axis).donors[new[axis]] if value is None else value for axis, value in old.items()}
+    return {axis: growth.at(axis, new).donors[new[axis]] if value is None else value for axis, value in old.items()}
 
 
 def _again_of(growth: Growth, axis: str, new: Mapping[str, int]) -> bool:
     """Whether the layer is an old one that stands before it already."""
-    sources, place = growth.at(axis).sources, new[axis]
+    sources, place = growth.at(axis, new).sources, new[axis]
     return sources[place] is not None and sources[place] in sources[:place]
 
 
@@ -117,7 +117,7 @@ def _next(
     old: Mapping[str, int | None],
 ) -> str:
     """The same tensor of the next layer; the last layer's is its own, and so is what stands in none."""
-    here = [growth.at(axis).like[new[axis]] if value is None else value for axis, value in old.items()]
+    here = [growth.at(axis, new).like[new[axis]] if value is None else value for axis, value in old.items()]
     later = tuple(value + (axis in family.layers) for axis, value in zip(old, here, strict=True))
     return sources.get(later, sources.get(tuple(here), ""))
 
@@ -182,7 +182,12 @@ def _tensor_plan(
         elif is_new and atom.axis in inside:
             return paired(inside[str(atom.axis)], "readers" if atom.stand == "read" else "writers")
         elif is_new and isinstance(atom.axis, str):
-            whole = Lift.identity(growth.at(atom.axis, new).new)
+            axis = growth.at(atom.axis, new)
+            if closes and family.batch_norm(atom.role) and atom.stand == "gain" and _shut(axis):
+                # A new layer is closed where old channels are; new ones nobody reads yet, and two closures are one
+                # too many.
+                return _emptied(axis.lift)
+            whole = Lift.identity(axis.new)
         else:
             whole = port(family, growth, atom, new)
         return Lift(0, (Run(whole.new, None, back=None),)) if is_new else whole
@@ -193,12 +198,13 @@ def _tensor_plan(
         dims = _by_name(family, growth, name, pattern, new, dims)
         dims = _weighed(family, prefix, pattern, old, dims)
     gains = [atom for atom in pattern.atoms() if atom.stand == "gain" and isinstance(atom.axis, str)]
-    scale = any(atom.role not in family.norms for atom in gains)
+    scale = any(atom.role not in family.norms or family.batch_norm(atom.role) for atom in gains)
     if gains:
         factors = [
             gain_factor(family, growth, growth.at(str(a.axis), new), a.role, new) for a in gains if a.axis != WILD
         ]
-        # What carries a mean past a gain for each channel is weighed by the old gains, and must not be by the new.
+        # What carries a mean past a gain for each channel is weighed by the old gains, and must not be by the new; and
+        # a batch norm starts as it does in a new net, whatever the old gains (some start at zero).
         fill = Fill("mean", like, 1.0) if scale else Fill("mean", like, None, _product(factors))
     elif not is_new and any(a.role == ODDS and growth.at(str(a.axis), new).barred for a in pattern.atoms()):
         fill = Fill("mean", like, BARRED)
@@ -211,6 +217,16 @@ def _tensor_plan(
     apart = "" if is_new else inexact(family, growth, name, pattern, new, dims)
     free = is_new and not closes and not shift and not halved
     return TensorPlan(disk, source, tuple(dims), free, fill, name.text, offset, inexact=apart)
+
+
+def _shut(axis: AxisGrowth) -> bool:
+    """Whether nobody reads the axis' new channels, and there are some."""
+    return axis.closed == "readers" and any(run.new for run in axis.lift.runs)
+
+
+def _emptied(lift: Lift) -> Lift:
+    """The dim of a new tensor: closed at old channels, free at new ones."""
+    return Lift(0, tuple(Run(run.count, None, back=None, free=run.new) for run in lift.runs))
 
 
 def _product(factors: Iterable[Factor]) -> Factor:

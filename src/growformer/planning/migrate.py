@@ -110,7 +110,7 @@ def moves(family: Family, growth: Growth) -> dict[Place, Place | Factor]:
     A factor: they come from nowhere, and have this gain, or no shift.
     """
     out: dict[Place, Place | Factor] = {}
-    for axis in family.layers:
+    for axis in [axis for axis in family.layers if any(norm.feeds == axis for norm in family.norms.values())]:
         layers = growth.at(axis)
         for stand in ("gain", "shift") if layers.kept is not None else ():
             found = chain(family, axis, stand)

@@ -47,7 +47,8 @@ def _write(family: Family, growth: Growth, axis: AxisGrowth, atom: Atom, index: 
         return axis.facing(axis.normed.times(demand), "readers")
     lift = axis.lift.times(axis.scale * power(family, axis, atom.role))
     if axis.closed == "writers" and _open_writer(family, atom):
-        return replace(axis, closed="readers").facing(lift, "writers")
+        donors = () if family.batch_norm(atom.role) else axis.donors  # a copy would wait for the gain to part from it
+        return replace(axis, closed="readers", donors=donors).facing(lift, "writers")
     return _ahead(lift) if axis.ahead else axis.facing(lift, "writers")
 
 
@@ -65,11 +66,13 @@ def _ahead(lift: Lift) -> Lift:
 def _open_writer(family: Family, atom: Atom) -> bool:
     """Whether a writer may hold anything at new channels though the axis is closed at its writers.
 
-    A gate multiplies what is zero already; and scores of a new head weigh nothing but its own values.
+    A gate multiplies what is zero already; scores of a new head weigh nothing but its own values; and the gain of a
+    batch norm behind it is zero.
     """
     attention = family.attention_of(str(atom.axis))
     heads = attention is not None and atom.axis not in (*attention.key, attention.value)
-    return atom.role == GATE or (heads and family.side(atom.role) in ("q", "k"))
+    scored = heads and family.side(atom.role) in ("q", "k")
+    return atom.role == GATE or scored or family.batch_norm(atom.role) is not None
 
 
 def _read(family: Family, axis: AxisGrowth, role: str | None) -> Lift:
@@ -177,7 +180,7 @@ def gain_factor(
     takes what the score demands.
     """
     norm = family.norms.get(role or "")
-    if norm is None or norm.axes[-1] != axis.axis:
+    if norm is None or norm.axes[-1] != axis.axis or norm.kind == "batch":
         return ONE
     attention = family.attention_of(axis.axis)
     if attention is not None and axis.axis in attention.key:
@@ -195,6 +198,9 @@ def gain_factor(
 
 
 def _gain(family: Family, growth: Growth, axis: AxisGrowth, role: str | None, index: Mapping[str, int]) -> Lift:
+    if family.batch_norm(role) is not None:
+        # It closes what is closed at its writers: behind a zero map, batches have no variance to divide by.
+        return replace(axis, donors=()).facing(axis.lift.times(axis.scale), "writers")
     attention = family.attention_of(axis.axis)
     if attention is not None and axis.axis not in attention.key:
         return axis.lift.freed(True)  # a gain for each head stays with its head, and a copied head has a copy

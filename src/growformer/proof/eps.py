@@ -83,6 +83,8 @@ def passings(family: Family, layers: LayerMap, axes: Mapping[str, Any], full: Ma
         stack, told = Stack(family, axis), list(layers.get(axis, ()))
         if stack.empty or stack.problems or problems or axis not in gains or stack.norm is None:
             continue
+        if stack.norm.kind == "batch":
+            continue  # it would read single channels, and no layer takes it over
         eps = lookup(full, stack.norm.eps) if isinstance(stack.norm.eps, str) else stack.norm.eps
         for one in handed(told):
             at = stack.name("gain", one.source, axis)
