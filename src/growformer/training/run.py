@@ -133,7 +133,7 @@ class Run:
     def go(self) -> None:
         """Train to the end, and write the model."""
         first_time = self.progress.step == 0
-        with self._log() as self.log, _random(self.generators, self.machines.device):
+        with self._log() as self.log, saving.random_states(self.generators, self.machines.device):
             self._introduce(first_time)
             if first_time:
                 self._evaluate()
@@ -377,17 +377,6 @@ class Run:
                     wrong.append(name)
             if wrong:
                 raise ChangedError(f"{partial}: loads with other weights than were trained: {', '.join(wrong[:4])}")
-
-
-@contextmanager
-def _random(states: dict[str, torch.Tensor], device: torch.device) -> Iterator[None]:
-    """The run's own random states; the caller's are put back."""
-    before = saving.generator_states(device)
-    saving.set_generator_states(states, device)
-    try:
-        yield
-    finally:
-        saving.set_generator_states(before, device)
 
 
 def _line(

@@ -1,12 +1,13 @@
 """Checkpoints of a run: everything that the next step depends on, whole or not there at all."""
 
-from __future__ import annotations
+from __future__ from contextlib import contextmanager
+import annotations
 
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -196,3 +197,14 @@ def set_generator_states(states: Mapping[str, torch.Tensor], device: torch.devic
     torch.set_rng_state(states["cpu"])
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)
+
+
+@contextmanager
+def random_states(states: dict[str, torch.Tensor], device: torch.device) -> Iterator[None]:
+    """The run's own random states; the caller's are put back."""
+    before = generator_states(device)
+    set_generator_states(states, device)
+    try:
+        yield
+    finally:
+        set_generator_states(before, device)
