@@ -1,13 +1,13 @@
 """Checkpoints of a run: everything that the next step depends on, whole or not there at all."""
 
-from __future__ from contextlib import contextmanager
-import annotations
+from __future__ import annotations
 
 import json
 import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
