@@ -4,6 +4,7 @@ Controls break one rule each, and the difference is seen.
 """
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -330,3 +331,26 @@ def test_rows_made_apart_are_those_made_together() -> None:
         if tensor.shape:
             parts = [applier.piece(tensor, at, at + 1) for at in range(tensor.shape[0])]
             assert torch.equal(torch.cat(parts), whole[tensor.name])
+
+
+@pytest.mark.parametrize("method", ["net2net", "lemon", "dyadic", "sparkling"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_picked_whole_are_those_made_block_by_block(
+    method: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = planned("bottleneck", "wider", method)
+    state = {name: x.to(dtype) if x.is_floating_point() else x for name, x in NETS["bottleneck"]().state_dict().items()}
+    assert sum(tensor.gathers for tensor in plan.tensors) > 4
+    found = []
+    for many in (0, 1 << 30):
+        monkeypatch.setattr(sys.modules[Applier.__module__], "MANY", many)
+        found.append(apply(plan, state))
+    assert all(torch.equal(x, found[1][name]) for name, x in found[0].items())
+
+
+def test_blocks_of_one_sort_are_judged_once() -> None:
+    """A tensor's fidelity and factors are those of all its blocks, though only one of each sort is looked at."""
+    for tensor in planned("convnet", "both", "net2net").tensors:
+        blocks = [block for block in tensor.blocks() if block.source is not None]
+        assert set(tensor.factors) == {block.factor for block in blocks}
+        assert len(list(tensor.sorts())) <= max(1, len(list(tensor.blocks())))

@@ -14,11 +14,15 @@ from growformer.algebra.fill import numbers, quantiles
 from growformer.algebra.scratch import Scratch
 from growformer.planning.parts import halves, noised
 from growformer.planning.plan import Block, Plan, TensorPlan
+from growformer.planning.rows import gathered, identity
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
+
+MANY = 256
+"""Blocks from which on rows are picked whole where they can be."""
 
 Read = Callable[[str, "slice | None"], "torch.Tensor"]
 """Reads a source tensor by name, or those rows (indices of its first dim) of it.
@@ -166,7 +170,9 @@ class Applier:
             # A copy: new layers would share it, and batch norms count in place.
             return self.read(tensor.source or tensor.fill.like or "", None).to(dtype, copy=True)
         if tensor.fill.kind == "identity":
-            return _identity(tensor.shape, start, stop, dtype)
+            return identity(tensor.shape, start, stop, dtype)
+        if tensor.gathers and math.prod(len(dim.runs) for dim in tensor.dims) > MANY:
+            return gathered(tensor, self.read, start, stop, dtype)
         blocks = list(tensor.blocks((start, stop)))
         if scratch is not None and len(blocks) == 1 and blocks[0].source is not None:
             values = self._old(tensor, blocks[0])
@@ -274,17 +280,6 @@ class Applier:
         return torch.from_numpy(quantiles()).mul(level).to(dtype)
 
 
-def _identity(shape: tuple[int, ...], start: int, stop: int, dtype: torch.dtype) -> torch.Tensor:
-    """Rows [start, stop) of a kernel that passes every channel on as it is."""
-    import torch
-
-    out = torch.zeros((stop - start, *shape[1:]), dtype=dtype)
-    rows = torch.arange(start, stop)
-    place: list[Any] = [rows - start, rows, *(size // 2 for size in shape[2:])]
-    out[tuple(place)] = 1
-    return out
-
-
 def _parts(block: Block) -> Iterator[tuple[slice, Block]]:
     """A block of old channels, a few rows at a time where they are multiplied, for products take more room."""
     count, source = block.shape[0], block.source
@@ -334,7 +329,7 @@ def _look_up(table: NDArray[Any], which: NDArray[Any], out: NDArray[Any], scratc
 
 
 def _has_free(tensor: TensorPlan) -> bool:
-    return any(block.source is None and block.free for block in tensor.blocks())
+    return any(block.source is None and block.free for block in tensor.sorts())
 
 
 def apply(plan: Plan, source: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:

@@ -106,7 +106,7 @@ class TensorPlan:
     @cached_property
     def fidelity(self) -> Fidelity:
         """How the source's entries arrive, before any change of dtype: identical, times powers of two, or rounded."""
-        blocks = [block for block in self.blocks() if block.source is not None]
+        blocks = [block for block in self.sorts() if block.source is not None]
         if self.source is None or not any(block.back is not None for block in blocks):
             return "new"
         rank: list[Fidelity] = ["identical", "scaled", "rounded"]
@@ -122,7 +122,7 @@ class TensorPlan:
     @cached_property
     def factors(self) -> tuple[Factor, ...]:
         """The different factors of its old blocks, for tables."""
-        seen = {block.factor: None for block in self.blocks() if block.source is not None and not any(block.mean)}
+        seen = {block.factor: None for block in self.sorts() if block.source is not None and not any(block.mean)}
         return tuple(seen)
 
     def blocks(self, rows: tuple[int, int] | None = None) -> Iterator[Block]:
@@ -130,10 +130,33 @@ class TensorPlan:
         if not self.dims:
             yield self._block(())
             return
-        first = list(_window(self.dims[0], rows))
+        first = list(window(self.dims[0], rows))
         rest = [list(dim.spans()) for dim in self.dims[1:]]
         for parts in itertools.product(first, *rest):
             yield self._block(parts)
+
+    def sorts(self) -> Iterator[Block]:
+        """A block of each sort there is: blocks of one sort differ in nothing but their places and sizes.
+
+        Channels copied at random make as many blocks as two dims have runs, multiplied, and few sorts.
+        """
+        alike = [
+            dict.fromkeys(replace(run, count=1, old=None if run.old is None else 0) for run in dim.runs)
+            for dim in self.dims
+        ]
+        for runs in itertools.product(*alike):
+            yield self._block(tuple((0, run) for run in runs))
+
+    @cached_property
+    def gathers(self) -> bool:
+        """Whether every entry is one of the source's, times a factor that one dim alone has: rows can be picked whole.
+
+        Then what is made run by run of the rows is what is made block by block, to the last bit.
+        """
+        runs = [run for dim in self.dims for run in dim.runs]
+        plain = all(run.old is not None and not (run.mean or run.share or run.noise or run.ahead) for run in runs)
+        scaled = sum(any(run.factor != ONE for run in dim.runs) for dim in self.dims)
+        return self.source is not None and len(self.dims) > 1 and plain and scaled < 2 and not self.offset
 
     def _block(self, parts: tuple[tuple[int, Run], ...]) -> Block:
         start = tuple(at for at, _ in parts)
@@ -183,7 +206,8 @@ class TensorPlan:
         return total
 
 
-def _window(lift: Lift, rows: tuple[int, int] | None) -> Iterator[tuple[int, Run]]:
+def window(lift: Lift, rows: tuple[int, int] | None) -> Iterator[tuple[int, Run]]:
+    """Each run with the first new channel it fills, cut to `rows`."""
     for at, run in lift.spans():
         lo, hi = (at, at + run.count) if rows is None else (max(at, rows[0]), min(at + run.count, rows[1]))
         if lo >= hi:
