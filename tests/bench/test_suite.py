@@ -32,7 +32,9 @@ def changed(**arms: dict[str, Any]) -> dict[str, Any]:
         (changed(grown={"rates": [0.01, 0.01]}), "every arm tries 2 different rates"),
         (changed(grown={"grow": [{"at": 0.8}]}), "learning rate falls from 0.75 on"),
         (changed(grown={"grow": [{"at": 0.5}, {"at": 0.5}]}), "must come after the one before it"),
-        (changed(grown={"step_zero": "small"}), "does not grow once, from the same start, at: 0"),
+        (changed(grown={"step_zero": "small"}), "does not grow once, at: 0, from the same start and by the same"),
+        (changed(grown={"grow": [{"at": 0.4, "method": "zero-in"}]}), "by the same method"),
+        (changed(grown_at_0={"grow": [{"at": 0, "warmup": 3}]}), "warmup is of a growth in mid-run"),
         (changed(grown={"step_zero": "none"}), "there is no arm none"),
         (changed(grown={"start": {"hidden": 3}}), "hidden is no size that model names"),
         (changed(scratch={"grow": [{"at": 0.5}]}), "names no start"),
@@ -117,7 +119,7 @@ def test_a_growth_within_the_warm_up_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_method_that_cannot_is_refused_by_the_arms_name(tmp_path: Path) -> None:
-    suite = Suite.model_validate(changed(grown={"grow": [{"at": 0.4, "method": "stack"}]}))
+    suite = Suite.model_validate(changed(grown={"grow": [{"at": 0.4, "method": "stack"}], "step_zero": None}))
     with pytest.raises(RequestError, match=r"^arm grown: grow\[0\]"):
         courses_of(suite, texts(tmp_path / "text"), growing())
 

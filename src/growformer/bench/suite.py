@@ -42,6 +42,9 @@ class Budget(Part):
         return self
 
 
+_IN_MID_RUN = ("warmup", "fade", "freeze_old", "keep_dynamics", "learning_rate", "prove", "control")
+
+
 class Event(Part):
     """A growth; what is not named here is as in the recipes of `growformer train`."""
 
@@ -52,6 +55,7 @@ class Event(Part):
     method: str = Field(default="paper", description="See `growformer methods`.")
     allow_change: bool = Field(default=False, description="The method may make another function of the model.")
     warmup: int = Field(default=0, ge=0, description="Steps over which the rate of new entries rises.")
+    fade: PositiveInt | None = Field(default=None, description="Steps over which new entries fade in: msg and gated.")
     freeze_old: int = Field(default=0, ge=0, description="Steps for which old entries are held.")
     keep_dynamics: bool = Field(default=False, description="Scaled tensors keep the updates that they had.")
     learning_rate: PositiveFloat = Field(default=1.0, description="What the rate is multiplied by from then on.")
@@ -59,6 +63,13 @@ class Event(Part):
     seed: int | None = Field(default=None, description="Of new entries; left out: the run's.")
     prove: bool = Field(default=False, description="Prove the growth in true float64.")
     control: bool = Field(default=False, description="A growth by nothing, which must change no bit.")
+
+    @model_validator(mode="after")
+    def _in_mid_run(self) -> Event:
+        needless = [n for n in _IN_MID_RUN if getattr(self, n) != type(self).model_fields[n].default]
+        if self.at == 0 and needless:
+            raise ValueError(f"{needless[0]} is of a growth in mid-run; at: 0 comes before the first step")
+        return self
 
 
 class Arm(Part):
@@ -162,8 +173,11 @@ class Suite(Part):
             if named is not None and named not in arms:
                 raise ValueError(f"arms: {arm.name}.{key}: there is no arm {named}")
         zero = arms.get(arm.step_zero or "")
-        if zero is not None and not (zero.start == arm.start and len(zero.grow) == 1 and zero.grow[0].at == 0):
-            raise ValueError(f"arms: {arm.name}.step_zero: {zero.name} does not grow once, from the same start, at: 0")
+        if zero is not None and not _same_growth(arm, zero):
+            raise ValueError(
+                f"arms: {arm.name}.step_zero: {zero.name} does not grow once, at: 0, from the same start and by the "
+                "same method to the same sizes"
+            )
         late = [event.at for event in arm.grow if event.at > 1 - self.decay]
         if late:
             raise ValueError(
@@ -178,6 +192,15 @@ class Suite(Part):
     def rates_of(self, arm: Arm) -> list[float]:
         """The learning rates that an arm tries."""
         return list(self.rates if arm.rates is None else arm.rates)
+
+
+def _same_growth(arm: Arm, zero: Arm) -> bool:
+    """Whether an arm does before its first step what another does in mid-run."""
+    if zero.start != arm.start or len(zero.grow) != 1 or zero.grow[0].at > 0 or not arm.grow:
+        return False
+    last = arm.grow[-1]
+    alike = all(getattr(zero.grow[0], key) == getattr(last, key) for key in ("method", "to", "allow_change"))
+    return alike and (len(arm.grow) > 1 or zero.grow[0].layers_at == last.layers_at)
 
 
 def read_suite(path: Path) -> tuple[Suite, str]:

@@ -10,6 +10,9 @@ from html import escape
 # Okabe and Ito's colours, without yellow, which white swallows; told apart by dashes as well.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#1b1f24", "#56b4e9", "#e69f00")
 DARK = ("#56b4e9", "#ff9152", "#3fc79a", "#e3a3c6", "#e6edf3", "#0072b2", "#e69f00")
+LEFT_OUT = 0.3
+"""Share of the points of courses, those with the greatest losses, that lie above the picture."""
+
 DASHES = ("", "7 3", "2 3", "9 3 2 3")
 
 
@@ -112,7 +115,9 @@ class Frame:
             out.append(f'<text x="{self.left - 6}" y="{at + 4}" text-anchor="end">{escape(text)}</text>')
         bottom = self.height - self.bottom
         for value, text in xs:
-            out.append(f'<text x="{self.x(value)}" y="{bottom + 16}" text-anchor="middle">{escape(text)}</text>')
+            at = self.x(value)
+            anchor = "end" if at > self.width - self.right - 18 else "middle"
+            out.append(f'<text x="{at}" y="{bottom + 16}" text-anchor="{anchor}">{escape(text)}</text>')
         out.append(f'<line class="axis" x1="{self.left}" x2="{self.width - self.right}" y1="{bottom}" y2="{bottom}"/>')
         middle = (self.left + self.width - self.right) / 2
         out.append(f'<text x="{middle}" y="{self.height - 6}" text-anchor="middle">{escape(title)}</text>')
@@ -138,8 +143,8 @@ def courses(series: Sequence[Series], title: str, label: str, width: int, height
     """Lines over FLOPs, growths marked by circles."""
     xs = [x for s in series for x, _ in s.points]
     ys = [y for s in series for _, y in s.points]
-    # What is left to learn late is small beside the first steps: the picture begins where half of the points lie.
-    top = sorted(ys)[int(0.9 * (len(ys) - 1))]
+    # What is left to learn late is small beside the first steps, which are left out.
+    top = sorted(ys)[int((1 - LEFT_OUT) * (len(ys) - 1))]
     low = min(ys)
     span = (top - low) or 1.0
     frame = Frame(width, height, (0.0, max(xs)), (low - 0.04 * span, top + 0.04 * span))
@@ -170,7 +175,7 @@ def costs(
     """Losses at the end over FLOPs (logarithmic), and the scratch curve."""
     xs = [x for s in points for x, _ in s.points]
     ys = [y for s in points for _, y in s.points]
-    left, right = min(xs) / 1.15, max(xs) * 1.15
+    left, right = min(xs) / 1.5, max(xs) * 1.5
     span = (max(ys) - min(ys)) or 1.0
     frame = Frame(width, height, (left, right), (min(ys) - 0.08 * span, max(ys) + 0.08 * span), log=True)
     marks = sorted({min(xs), max(xs), math.sqrt(min(xs) * max(xs))})
@@ -183,12 +188,18 @@ def costs(
     for s in points:
         colour, dash = look(s.index)
         fill = ' fill-opacity="0"' if dash else ""
-        body += [
-            f'<circle class="{colour}" stroke-width="1.6"{fill} cx="{frame.x(x)}" cy="{frame.y(y)}" r="4.5">'
-            f"<title>{escape(s.name)}: {y:.4f}</title></circle>"
-            for x, y in s.points
-        ]
+        aside = _aside(s, points, min(6.0, width / 60))
+        for x, y in s.points:
+            place = f'cx="{frame.x(x) + aside:.2f}" cy="{frame.y(y)}" r="4.5"'
+            title = f"<title>{escape(s.name)}: {y:.4f}</title>"
+            body.append(f'<circle class="{colour}" stroke-width="1.6"{fill} {place}>{title}</circle>')
     return svg(body, width, height, label, kind)
+
+
+def _aside(one: Series, all_of_them: Sequence[Series], step: float) -> float:
+    """How far to the side an arm stands, so that arms of one cost do not hide each other: pixels."""
+    near = [s for s in all_of_them if s.points and abs(s.points[0][0] / one.points[0][0] - 1) < 0.05]
+    return (near.index(one) - (len(near) - 1) / 2) * step
 
 
 def forest(rows: Sequence[Row], title: str, label: str, width: int, kind: str) -> str:
