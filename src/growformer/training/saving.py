@@ -134,7 +134,8 @@ def read_model(checkpoint: Path) -> transformers.PreTrainedModel:
     model: transformers.PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         checkpoint / "model", dtype=torch.float32, local_files_only=True, trust_remote_code=False
     )
-    put_factors(model, _training(checkpoint).get("factors", {}))
+    if (checkpoint / "training.pt").is_file():  # a finished run's folder has none, and holds whole matrices
+        put_factors(model, _training(checkpoint).get("factors", {}))
     return model
 
 
