@@ -14,15 +14,12 @@ from growformer.algebra.fill import numbers, quantiles
 from growformer.algebra.scratch import Scratch
 from growformer.planning.parts import halves, noised
 from growformer.planning.plan import Block, Plan, TensorPlan
-from growformer.planning.rows import gathered, identity
+from growformer.planning.rows import gathered, gathers, identity
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
-
-MANY = 256
-"""Blocks from which on rows are picked whole where they can be."""
 
 Read = Callable[[str, "slice | None"], "torch.Tensor"]
 """Reads a source tensor by name, or those rows (indices of its first dim) of it.
@@ -171,7 +168,7 @@ class Applier:
             return self.read(tensor.source or tensor.fill.like or "", None).to(dtype, copy=True)
         if tensor.fill.kind == "identity":
             return identity(tensor.shape, start, stop, dtype)
-        if tensor.gathers and math.prod(len(dim.runs) for dim in tensor.dims) > MANY:
+        if gathers(tensor):
             return gathered(tensor, self.read, start, stop, dtype)
         blocks = list(tensor.blocks((start, stop)))
         if scratch is not None and len(blocks) == 1 and blocks[0].source is not None:

@@ -147,17 +147,6 @@ class TensorPlan:
         for runs in itertools.product(*alike):
             yield self._block(tuple((0, run) for run in runs))
 
-    @cached_property
-    def gathers(self) -> bool:
-        """Whether every entry is one of the source's, times a factor that one dim alone has: rows can be picked whole.
-
-        Then what is made run by run of the rows is what is made block by block, to the last bit.
-        """
-        runs = [run for dim in self.dims for run in dim.runs]
-        plain = all(run.old is not None and not (run.mean or run.share or run.noise or run.ahead) for run in runs)
-        scaled = sum(any(run.factor != ONE for run in dim.runs) for dim in self.dims)
-        return self.source is not None and len(self.dims) > 1 and plain and scaled < 2 and not self.offset
-
     def _block(self, parts: tuple[tuple[int, Run], ...]) -> Block:
         start = tuple(at for at, _ in parts)
         runs = [run for _, run in parts]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,23 @@ if TYPE_CHECKING:
     import torch
 
 
+MANY = 256
+"""Blocks from which on rows are picked whole where they can be."""
+
+
+def gathers(tensor: TensorPlan) -> bool:
+    """Whether rows are picked whole: every entry is one of the source's, times a factor that one dim alone has.
+
+    Then what is made run by run of the rows is what would be made block by block, to the last bit.
+    """
+    if tensor.source is None or tensor.offset or math.prod(len(dim.runs) for dim in tensor.dims) <= MANY:
+        return False
+    runs = [run for dim in tensor.dims for run in dim.runs]
+    plain = all(run.old is not None and not (run.mean or run.share or run.noise or run.ahead) for run in runs)
+    scaled = sum(any(run.factor != ONE for run in dim.runs) for dim in tensor.dims)
+    return len(tensor.dims) > 1 and plain and scaled < 2
+
+
 def gathered(
     tensor: TensorPlan,
     read: Callable[[str, slice | None], torch.Tensor],
@@ -19,7 +37,7 @@ def gathered(
     stop: int,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """Rows [start, stop) of a tensor that `TensorPlan.gathers`, a run of rows at a time.
+    """Rows [start, stop) of a tensor that `gathers`, a run of rows at a time.
 
     Args:
         tensor: the tensor.
