@@ -112,6 +112,11 @@ def _require_followable(config: Mapping[str, Any], shapes: Mapping[str, tuple[in
         raise RequestError(
             f"{whole} is a tensor of the small base; save the adapter without (PEFT: save_embedding_layers=False)"
         )
+    if base.learned:
+        raise RequestError(
+            f"the base was grown by {base.method}, which asks a loss, and its plan alone does not say how; an adapter "
+            f"follows methods that ask none (paper)"
+        )
     if base.source_family or base.function != "exact":
         what = f"became a {base.family}" if base.source_family else f"has a function that is {base.function}"
         raise RequestError(f"the base {what}; an adapter follows growths that are exact, within one family")

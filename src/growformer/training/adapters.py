@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -142,12 +143,12 @@ def _chosen(model: Any, adapter_name: str | None) -> str:
 
 def _layers(model: Any, adapter: str) -> dict[str, Any]:
     """The modules that have the adapter, by their names in the base model."""
-    from peft.tuners.lora import LoraLayer
-
+    # PEFT is optional, and loaded where a model has its adapters.
+    lora = sys.modules.get("peft.tuners.lora")
     found = {
         name.removeprefix(PREFIX): module
         for name, module in model.named_modules()
-        if isinstance(module, LoraLayer) and adapter in module.r
+        if lora is not None and isinstance(module, lora.LoraLayer) and adapter in module.r
     }
     if not found:
         kind = str(model.peft_config[adapter].peft_type).removeprefix("PeftType.")

@@ -171,6 +171,22 @@ def first_model(file: RecipeFile, config: Mapping[str, Any]) -> transformers.Pre
         )
 
 
+def begun(file: RecipeFile, model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
+    """The first model as training begins with it: with its weights as products, where the recipe says so.
+
+    Raises:
+        RequestError: a rank under which no weight is smaller than it is.
+    """
+    if file.recipe.factorised is not None:
+        from growformer.training.factorised import factorise
+
+        try:
+            factorise(model, file.recipe.factorised.rank)
+        except RequestError as error:
+            raise RequestError(f"{file.where('factorised')}: {error}") from error
+    return model
+
+
 def make_optimizers(file: RecipeFile, model: transformers.PreTrainedModel) -> list[torch.optim.Optimizer]:
     """The recipe's optimizer over a model's parameters, and Muon's second one.
 

@@ -18,7 +18,7 @@ from growformer.errors import ChangedError, DivergedError, RequestError
 from growformer.planning import Plan
 from growformer.proof.float64 import stock_model
 from growformer.training import first, saving
-from growformer.training.factorised import factorise, grow_rank, products, spared
+from growformer.training.factorised import grow_rank, products, spared
 from growformer.training.learner import Learner, bits
 from growformer.training.learning_rate import part_of_peak
 from growformer.training.log import Log
@@ -105,20 +105,12 @@ class Run:
         else:
             self.progress = Progress()
             self.threads = torch.get_num_threads()
-            model = first.first_model(self.file, config).to(device)
-            self._factorise(model)
+            model = first.begun(self.file, first.first_model(self.file, config)).to(device)
             optimizers = first.make_optimizers(self.file, model)
             self.generators = saving.first_generators(self.recipe.seed, self.machines.rank, device)
         self.model, self.optimizers = model, optimizers
         self.machines.require_same(model, "at the start")
         self.learner = Learner(self.recipe, self.machines, self.micro, model, optimizers)
-
-    def _factorise(self, model: Any) -> None:
-        if self.recipe.factorised is not None:
-            try:
-                factorise(model, self.recipe.factorised.rank)
-            except RequestError as error:
-                raise RequestError(f"{self.file.where('factorised')}: {error}") from error
 
     def _require_same(self, checkpoint: Path, about: dict[str, Any]) -> None:
         for name, found in self.about.items():
