@@ -234,10 +234,15 @@ class Bench:
 
     def _measured(self, place: Place, recipe: Mapping[str, Any]) -> dict[str, Any]:
         """The end: bits per byte held out, and a hash of the weights."""
+        import torch
+        from transformers import AutoModelForCausalLM
+
         from growformer.training.first import load_text
         from growformer.training.recipe import parse_recipe
 
-        model = saving.read_model(place.out).eval()
+        model = AutoModelForCausalLM.from_pretrained(
+            place.model, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+        ).eval()
         out: dict[str, Any] = {}
         for part in ("valid", "test"):
             data = {**recipe["data"], "valid": str(self.data / getattr(self.suite.data, part))}
