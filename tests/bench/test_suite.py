@@ -10,8 +10,9 @@ import pytest
 from growformer.api.training import growing
 from growformer.bench.course import courses_of, recipe_of, trunk_points
 from growformer.bench.results import suite_hash
-from growformer.bench.suite import FOLDER, Suite, read_suite, text_folder
+from growformer.bench.suite import FOLDER, Event, Suite, read_suite, text_folder
 from growformer.errors import RequestError
+from growformer.training.schedule import Entry
 from tests.bench.bench_kit import SMOKE, smoke, suite_file, texts
 
 SUITES = sorted(SMOKE.parent.glob("*.yaml"))
@@ -140,3 +141,8 @@ def test_committed_suites_are_read(path: Path) -> None:
     assert len(suite.seeds) >= (2 if path == SMOKE else 3) and len(suite.arms) >= (6 if path == SMOKE else 8)
     assert all(arm.step_zero for arm in suite.arms if arm.grow and arm.grow[0].at and not arm.same_as)
     json.dumps(Suite.model_json_schema())
+
+
+def test_a_growth_says_what_an_entry_of_a_recipe_can_say() -> None:
+    own = {"sequence", "stages", "multiple_of"}
+    assert set(Event.model_fields) == set(Entry.model_fields) - own
