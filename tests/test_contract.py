@@ -4,6 +4,7 @@ Each rule is a function of its input, tested on the repository and on an input m
 """
 
 import ast
+import importlib.util
 import json
 import os
 import re
@@ -261,17 +262,24 @@ def test_what_is_imported_is_declared_control(tmp_path: Path) -> None:
     assert undeclared([file], {"numpy", "pyyaml"}) == set()
 
 
+def root_conftest() -> Any:
+    """The tests' own conftest, by its place: folders below have others of that name."""
+    spec = importlib.util.spec_from_file_location("root_conftest", ROOT / "tests" / "conftest.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.mark.parametrize(("on_ci", "outcome"), [(True, pytest.fail.Exception), (False, pytest.skip.Exception)])
 def test_a_missing_checkpoint_fails_on_ci(on_ci: bool, outcome: type[BaseException], tmp_path: Path) -> None:
-    from conftest import find_stories
-
+    find_stories = root_conftest().find_stories
     with pytest.raises(outcome, match="GROWFORMER_DATA"):
         find_stories(tmp_path, None, on_ci)
 
 
 def test_the_checkpoint_s_place_can_be_set(tmp_path: Path) -> None:
-    from conftest import find_stories
-
+    find_stories = root_conftest().find_stories
     folder = tmp_path / "elsewhere" / "stories260K"
     folder.mkdir(parents=True)
     (folder / "model.safetensors").touch()
