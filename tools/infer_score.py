@@ -293,6 +293,7 @@ def _listed(said: list[str], most: int) -> list[str]:
 def main() -> None:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("--only", nargs="+", metavar="NAME", help="measure these alone, even if they were")
+    words.add_argument("--also", nargs="+", default=[], metavar="HASH", help="show rows of these sources as well")
     words.add_argument("--jobs", type=int, default=2, help="drafts at a time; each takes two processes")
     words.add_argument("--results", type=Path, default=RESULTS, help="what was measured; kept up to date")
     words.add_argument("--page", type=Path, default=PAGE, help="the page to write")
@@ -311,7 +312,7 @@ def main() -> None:
             given.results.write_text(json.dumps(rows, indent=1, sort_keys=True) + "\n", encoding="utf-8")
             told = {k: v for k, v in row.items() if k in ("failed", "right", "total", "exact", "axes", "taken", "ok")}
             print(row["name"], told, file=sys.stderr, flush=True)
-    fresh = {name: row for name, row in rows.items() if row["sources"] == key}
+    fresh = {name: row for name, row in rows.items() if row["sources"] in (key, *given.also)}
     given.page.write_text(page(fresh, families), encoding="utf-8")
 
 

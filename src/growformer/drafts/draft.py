@@ -148,7 +148,7 @@ class Drafting(Heads):
         follows = {k: v for k, v in self.follows.items() if k not in spoken}
         leaders = {s.name: axis for axis, s in sizes.items() if isinstance(s, Field)}
         for key in (k for k in integers(base.full) if k not in spoken):
-            same = [n for n in leaders if base.full[n] == base.full[key]]
+            same = [n for n in leaders if n in base.full and base.full[n] == base.full[key]]
             # What the config class works out moves along; a count of heads was written down.
             led = [n for n in same if self.every.get(n, base).full.get(key) != base.full[key]]
             if key in ("num_key_value_heads", "num_kv_heads"):
