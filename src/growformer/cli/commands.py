@@ -121,8 +121,11 @@ def run_plan(
     print_plan(made)
 
 
-_FUNCTION = {"exact": "the same (exact in real arithmetic)", "within eps": "the same within eps, not exact"}
-_FUNCTION["changed"] = "another"
+_FUNCTION = {
+    "exact": "the same (exact in real arithmetic)",
+    "within eps": "the same within eps, not exact",
+    "changed": "another",
+}
 
 
 def print_plan(made: Plan) -> None:
