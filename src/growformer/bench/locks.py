@@ -36,7 +36,7 @@ def lock(path: Path) -> Iterator[bool]:
     """
     mine = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "id": uuid.uuid4().hex})
     with target_errors(path):
-        held = _create(path, mine) or (_abandoned(path) and _take_away(path) and _create(path, mine))
+        held = _create(path, mine) or (_abandoned(path) and _take_over(path, mine))
     if not held:
         yield False
         return
@@ -86,22 +86,27 @@ def _abandoned(path: Path) -> bool:
     return False
 
 
-def _take_away(path: Path) -> bool:
-    """Move an abandoned lock aside: of several that try, one succeeds.
+def _take_over(path: Path, text: str) -> bool:
+    """Put this holder in the place of one that is gone: of several that try, one succeeds.
 
-    What was moved is looked at again, for another process may have taken the lock over in between; then it is put back.
+    The lock is never absent meanwhile, or another process could create it. Whoever holds the gate looks again, since
+    the lock may have been taken over before it did.
     """
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        os.rename(path, aside)
-    except FileNotFoundError:
+    gate = path.with_name(f".{path.name}.gate")
+    if not _create(gate, text):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - gate.stat().st_mtime > STALE:  # of a process that was killed in these few lines
+                gate.unlink()
         return False
-    abandoned = _abandoned(aside)
-    if not abandoned:
-        with contextlib.suppress(FileExistsError):
-            os.link(aside, path)
-    aside.unlink()
-    return abandoned
+    try:
+        if not _abandoned(path):
+            return False
+        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+        return True
+    finally:
+        gate.unlink()
 
 
 def _beat(path: Path, over: threading.Event) -> None:

@@ -127,11 +127,15 @@ def read_results(folder: Path) -> dict[str, dict[str, Any]]:
     """
     inner = folder / "results" if (folder / "results").is_dir() else folder
     out: dict[str, dict[str, Any]] = {}
+    arms: dict[str, Any] = {}
     for path in sorted(inner.glob("*.json")):
         found = read_result(path)
         first = next(iter(out.values()), found)
         if found["suite"]["hash"] != first["suite"]["hash"]:
             raise SourceError(f"{path}: is of another suite than {first['arm']}; each suite has a folder of its own")
+        for arm in found["suite"]["arms"]:
+            if arms.setdefault(arm["name"], arm) != arm:
+                raise SourceError(f"{path}: arm {arm['name']} is another one there than in other results")
         out[path.stem] = found
     if not out:
         raise SourceError(f"{inner}: holds no results yet; growformer bench SUITE.yaml --out {folder} makes them")
@@ -154,9 +158,22 @@ def read_result(path: Path) -> dict[str, Any]:
     return dict(found)
 
 
+def suite_of(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The suite of results, with the arms of all of them: a suite may be given more arms after its first run."""
+    suites = sorted((r["suite"] for r in results.values()), key=lambda suite: -len(suite["arms"]))
+    arms = {arm["name"]: arm for suite in suites for arm in suite["arms"]}
+    return {**suites[0], "arms": list(arms.values())}
+
+
+def added_arms(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Arms that the suite did not have when some result was written."""
+    known = [{arm["name"] for arm in r["suite"]["arms"]} for r in results.values()]
+    return [arm["name"] for arm in suite_of(results)["arms"] if not all(arm["name"] in names for names in known)]
+
+
 def suite_hash(suite: Suite) -> str:
-    """A hash of all that a suite says, but for where the text is."""
-    said = suite.model_dump(mode="json")
+    """A hash of all that a suite says of every arm: not of the arms themselves, nor of where the text is."""
+    said = suite.model_dump(mode="json", exclude={"arms"})
     said["data"].pop("folder")
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -217,4 +234,4 @@ def _seconds(steps: Sequence[Mapping[str, Any]]) -> float:
     return total
 
 
-__all__ = ["make_result", "read_result", "read_results", "result_name", "suite_hash", "write_once"]
+__all__ = ["added_arms", "make_result", "read_result", "read_results", "result_name", "suite_hash", "suite_of", "write_once"]

@@ -86,7 +86,9 @@ class Arm(Part):
     step_zero: str | None = Field(
         default=None, description="Arm with the same growth before the first step, whose saving is subtracted."
     )
-    same_as: str | None = Field(default=None, description="Arm that this one must equal, bit for bit.")
+    same_as: str | None = Field(
+        default=None, description="Arm that this one must equal, bit for bit; it runs once, at that arm's learning rate."
+    )
 
     @model_validator(mode="after")
     def _grows(self) -> Arm:
@@ -172,6 +174,8 @@ class Suite(Part):
             named = getattr(arm, key)
             if named is not None and named not in arms:
                 raise ValueError(f"arms: {arm.name}.{key}: there is no arm {named}")
+        if arm.same_as is not None and (arms[arm.same_as].same_as or arm.rates is not None):
+            raise ValueError(f"arms: {arm.name} takes its learning rate from {arm.same_as}, which must try some itself")
         zero = arms.get(arm.step_zero or "")
         if zero is not None and not _same_growth(arm, zero):
             raise ValueError(

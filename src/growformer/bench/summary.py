@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from growformer.bench.analysis import Curve, Interval, fit_curve, interval, log_ratio, noise, saving, token_credit
+from growformer.bench.results import suite_of
 from growformer.bench.suite import Analysis
 from growformer.errors import SourceError
 
@@ -97,7 +98,7 @@ def summarize(results: Mapping[str, Result]) -> Summary:
     """
     if not results:
         raise SourceError("there are no results to put together")
-    suite = next(iter(results.values()))["suite"]
+    suite = suite_of(results)
     found = _Found(suite, results)
     lines = [found.line(arm) for arm in suite["arms"]]
     still = [line for line in lines if not line.arm["grow"] and line.loss and line.arm["budget"] == 1]
@@ -112,7 +113,7 @@ class _Found:
     def __init__(self, suite: Mapping[str, Any], results: Mapping[str, Result]) -> None:
         self.suite, self.results = suite, results
         self.analysis = Analysis.model_validate(suite["analysis"])
-        self.rates = {arm["name"]: best_rate(list(self._tried(arm["name"]).values())) for arm in suite["arms"]}
+        self.rates = {a["name"]: best_rate(list(self._tried(a["same_as"] or a["name"]).values())) for a in suite["arms"]}
         self.chosen = {name: self._runs(name, rate) for name, rate in self.rates.items()}
         self.curves = {seed: curve for seed in suite["seeds"] if (curve := self._curve(seed)) is not None}
         budgets = {arm["name"]: arm["budget"] for arm in suite["arms"]}
@@ -124,7 +125,7 @@ class _Found:
     def line(self, arm: Mapping[str, Any]) -> Line:
         name, runs = arm["name"], self.chosen[arm["name"]]
         trials = {r["rate"]: n for n, r in self._tried(name).items()}
-        tried = self.suite["rates"] if arm["rates"] is None else arm["rates"]
+        tried = self._rates(arm)
         rate = self.rates[name]
         some = self.results[next(iter(runs.values()))] if runs else None
         ratios = self._ratios(name)
@@ -156,14 +157,23 @@ class _Found:
     def missing(self, lines: Sequence[Line]) -> int:
         count = 0
         for line in lines:
-            tried = self.suite["rates"] if line.arm["rates"] is None else line.arm["rates"]
-            count += len(tried) - len(line.trials)
+            tried = self._rates(line.arm)
+            count += len(tried) - len(line.trials) if tried else 0
             done = {r["seed"] for r in self._of(line.name) if r["rate"] == line.rate}
+            if line.arm["same_as"] is not None:
+                count += self.suite["tune_seed"] not in done
+                continue
             if len(line.trials) == len(tried) and line.rate is None:
                 continue  # no rate trains it at all
             seeds = [s for s in self.suite["seeds"] if s != self.suite["tune_seed"] or line.rate is not None]
             count += sum(seed not in done for seed in seeds)
         return count
+
+    def _rates(self, arm: Mapping[str, Any]) -> list[float]:
+        """Those that an arm tries; a control tries none."""
+        if arm["same_as"] is not None:
+            return []
+        return list(self.suite["rates"] if arm["rates"] is None else arm["rates"])
 
     def _of(self, arm: str) -> list[Result]:
         return [r for r in self.results.values() if r["arm"] == arm]

@@ -83,22 +83,38 @@ class Bench:
         self._require_text()
 
     def claim(self) -> None:
-        """Make the folder that of this suite: what is judged, and how, is fixed before the first run."""
+        """Make the folder that of this suite: what is judged, and how, is fixed before the first run.
+
+        Arms may be added later; those that are there stay as they are.
+        """
         with target_errors(self.out):
             for folder in (self.out, self.out / "results", self.out / "work", self.out / "locks"):
                 folder.mkdir(parents=True, exist_ok=True)
         kept = self.out / "suite.yaml"
+        with lock(self.out / "locks" / "suite.lock") as mine, target_errors(kept):
+            if self._require_same(kept) and mine:
+                partial = kept.with_name(".suite.yaml.new")
+                partial.write_text(self.text, encoding="utf-8")
+                partial.replace(kept)
+
+    def _require_same(self, kept: Path) -> bool:
+        """Whether the folder's suite is to be written: there is none, or this one has more arms."""
         if not kept.exists():
-            with lock(self.out / "locks" / "suite.lock") as mine, target_errors(kept):
-                if mine and not kept.exists():
-                    partial = kept.with_name(".suite.yaml.new")
-                    partial.write_text(self.text, encoding="utf-8")
-                    partial.rename(kept)
-        if kept.exists() and suite_hash(read_suite(kept)[0]) != suite_hash(self.suite):
+            return True
+        there = read_suite(kept)[0]
+        if suite_hash(there) != suite_hash(self.suite):
             raise RequestError(
                 f"{kept}: says other things than the suite that is given; a suite is fixed before its first run: "
                 "name a new folder by --out"
             )
+        arms = {arm.name: arm for arm in self.suite.arms}
+        for arm in there.arms:
+            if arms.get(arm.name) != arm:
+                raise RequestError(
+                    f"{kept}: the suite that is given has {'another' if arm.name in arms else 'no'} arm {arm.name}; "
+                    "arms may be added, and those that are there stay: name a new folder by --out"
+                )
+        return len(arms) > len(there.arms)
 
     def work(self) -> None:
         """Do what is left, side by side with other processes, until all results are there.
@@ -112,14 +128,16 @@ class Bench:
                     time.sleep(PAUSE)
 
     def wanted(self) -> list[Job]:
-        """The runs that are still to be done: all rates on one seed; then, for each arm, the best one on every seed."""
-        trials = [Job(a.name, r, self.suite.tune_seed) for a in self.suite.arms for r in self.suite.rates_of(a)]
-        rest = []
+        """The runs that are still to be done, arm by arm: all rates on one seed; then the best one on every seed."""
+        jobs = []
         for arm in self.suite.arms:
-            rate = self.chosen(arm.name)
+            if arm.same_as is None:
+                jobs += [Job(arm.name, rate, self.suite.tune_seed) for rate in self.suite.rates_of(arm)]
+            rate = self.chosen(arm.same_as or arm.name)
             if rate is not None:
-                rest += [Job(arm.name, rate, seed) for seed in self.suite.seeds]
-        return [job for job in dict.fromkeys([*trials, *rest]) if not self._result(job).exists()]
+                seeds = self.suite.seeds if arm.same_as is None else [self.suite.tune_seed]
+                jobs += [Job(arm.name, rate, seed) for seed in seeds]
+        return [job for job in dict.fromkeys(jobs) if not self._result(job).exists()]
 
     def chosen(self, arm: str) -> float | None:
         """The rate with the least held-out loss on the tuning seed; None: trials are missing, or none ended."""
