@@ -12,7 +12,7 @@ import pytest
 
 from growformer.report.bench import COLUMNS, render, write_bench
 from growformer.report.bench_drawing import COLOURS, DARK, DASHES, Row, Series, alone, costs, courses, forest, look
-from tests.bench.test_summary import made
+from tests.bench.test_summary import SAVED, made
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -45,6 +45,20 @@ def test_the_numbers_are_those_of_the_summary() -> None:
     other = copy.deepcopy(made())
     other["nothing--lr0.01--seed0"]["bits_per_byte"]["weights"] = "x"
     assert "small: NOT bit for bit" in render(other, "results")[0]
+
+
+def test_the_page_says_whether_growing_is_worth_it_at_all() -> None:
+    assert "At this budget the final size is not worth having" in render(made(), "results")[0]
+    html, _ = render(made({**SAVED, "small": -0.2, "nothing": -0.2}), "results")
+    assert "At this budget the final size is worth having" in html
+
+
+def test_arms_that_came_later_are_named() -> None:
+    results = copy.deepcopy(made())
+    assert "Added to the suite" not in render(results, "results")[0]
+    first = results["scratch--lr0.003--seed0"]["suite"]
+    results["scratch--lr0.003--seed0"]["suite"] = {**first, "arms": [a for a in first["arms"] if a["name"] != "rank"]}
+    assert "Added to the suite after its first run, with the analysis as it was: rank." in render(results, "results")[0]
 
 
 def test_results_that_are_not_all_there_are_shown_as_such() -> None:

@@ -42,6 +42,12 @@ def changed(**arms: dict[str, Any]) -> dict[str, Any]:
         (changed(scratch_half={"budget": 1.0}), "a curve needs different ones"),
         (changed(scratch={"name": "small"}), "small is there twice"),
         (changed(scratch={"name": "a--b"}), "arms.0..name|arms\\[0\\].name"),
+        (changed(rank={"grow": [{"at": 0.4}], "start": {"hidden_size": 12}}), "an arm has grow or factorised"),
+        (changed(rank={"factorised": {"rank": 4, "grow": [{"at": 0.3, "rank": 2}], "dense": 0.5}}), "ranks must rise"),
+        (changed(rank={"factorised": {"rank": 2, "grow": [{"at": 0.6, "rank": 4}], "dense": 0.5}}), "shares must rise"),
+        (changed(rank={"factorised": {"rank": 2, "dense": 0.9}}), "learning rate falls from 0.75 on"),
+        (changed(nothing={"rates": [0.01, 0.1]}), "takes its learning rate from small"),
+        (changed(small={"same_as": "nothing"}), "which must try some itself"),
         ({**smoke(), "seeds": [1, 1]}, "has one twice"),
         ({**smoke(), "analysis": {"curve": ["small", "scratch"]}}, "no arm of the final size from scratch"),
         ({**smoke(), "budget": {}}, "exactly one of tokens and flops"),
@@ -139,7 +145,8 @@ def test_committed_suites_are_read(path: Path) -> None:
     suite = read_suite(path)[0]
     assert suite.name == path.stem
     assert len(suite.seeds) >= (2 if path == SMOKE else 3) and len(suite.arms) >= (6 if path == SMOKE else 8)
-    assert all(arm.step_zero for arm in suite.arms if arm.grow and arm.grow[0].at and not arm.same_as)
+    grown = [arm for arm in suite.arms if arm.model is None and arm.grow and arm.grow[0].at and not arm.same_as]
+    assert grown and all(arm.step_zero for arm in grown)
     json.dumps(Suite.model_json_schema())
 
 

@@ -11,7 +11,16 @@ from growformer.errors import SourceError
 from tests.bench.bench_kit import smoke
 
 BUDGET, CHEAP, DEAR = 1e9, 1e5, 2e5
-SAVED = {"scratch": 0.0, "scratch-half": 0.0, "small": 0.05, "grown": 0.3, "grown-at-0": 0.1, "nothing": 0.05}
+SAVED = {
+    "scratch": 0.0,
+    "scratch-half": 0.0,
+    "small": 0.05,
+    "grown": 0.3,
+    "grown-at-0": 0.1,
+    "nothing": 0.05,
+    "rank": 0.2,
+    "tokens": -0.1,
+}
 """What each arm saves over scratch."""
 
 LUCK = {0: 1.0, 1: 1.08}
@@ -101,6 +110,29 @@ def test_token_credit_of_a_line() -> None:
     assert grown.credit.mean == pytest.approx((BUDGET / 0.7 / DEAR - 2500) / 5000)
     assert grown.break_even == 0.5
     assert line(summarize(made()), "nothing").credit is None
+
+
+def test_what_is_saved_against_not_growing() -> None:
+    """The small model at two budgets has a curve of its own: 5 % cheaper than scratch, where growth is 30 %."""
+    data = smoke()
+    small = next(arm for arm in data["arms"] if arm["name"] == "small")
+    data["arms"].append({**small, "name": "small-half", "budget": 0.5})
+    results = made({**SAVED, "small-half": 0.05}, {"arms": data["arms"]})
+    grown = line(summarize(results), "grown")
+    assert grown.saved_over_small.mean == pytest.approx(1 - 0.7 / 0.95)
+    losses = {seed: law(BUDGET / 0.7) * luck - law(BUDGET / 0.95) * luck for seed, luck in LUCK.items()}
+    assert grown.over_small.mean == pytest.approx(sum(losses.values()) / 2) and grown.over_small.mean < 0
+    one = line(summarize(made()), "grown")  # the small model at one budget: a difference, and no curve
+    assert one.saved_over_small is None and one.over_small.mean == pytest.approx(grown.over_small.mean)
+    assert line(summarize(results), "small").over_small is None
+    assert line(summarize(results), "tokens").over_small is None  # another model's small one
+
+
+def test_whether_the_final_size_is_worth_having() -> None:
+    summary = summarize(made())
+    assert summary.smaller == "small" and summary.worth is not None and summary.worth.mean < 0
+    summary = summarize(made({**SAVED, "small": -0.2, "nothing": -0.2}))
+    assert summary.smaller == "small" and summary.worth is not None and summary.worth.mean > 0
 
 
 def test_the_control_is_compared_bit_for_bit() -> None:

@@ -12,10 +12,10 @@ from typing import Any
 
 import yaml
 
-from growformer.bench.suite import Arm, Event, Suite
+from growformer.bench.suite import Arm, Event, Products, Suite
 from growformer.errors import RequestError
 from growformer.training.recipe import RecipeFile, parse_recipe
-from growformer.training.stages import Growing, plan_stages
+from growformer.training.stages import Growing, Stage, bare_model, plan_stages
 from growformer.training.triggers import Size
 
 _TRIAL = 1_000_000
@@ -47,7 +47,8 @@ class Course:
     @property
     def start(self) -> str:
         """What arms that share a trunk have in common."""
-        return json.dumps(self.arm.start, sort_keys=True)
+        other = {} if self.arm.model is None else {"model": self.arm.model}
+        return json.dumps({**self.arm.start, **other}, sort_keys=True)
 
 
 def courses_of(suite: Suite, data: Path, growing: Growing) -> dict[str, Course]:
@@ -65,7 +66,7 @@ def courses_of(suite: Suite, data: Path, growing: Growing) -> dict[str, Course]:
     amount = suite.budget.flops or (suite.budget.tokens or 0) * final.flops_per_token
     out = {arm.name: _course(suite, arm, _sizes(suite, data, arm, growing), amount * arm.budget) for arm in suite.arms}
     for start in {course.start for course in out.values()}:
-        alike = [c for c in out.values() if c.start == start and 0 not in c.grows]
+        alike = [c for c in out.values() if c.start == start and 0 not in c.grows and c.arm.factorised is None]
         if len(alike) < 2:
             continue
         for course in alike:
@@ -89,18 +90,34 @@ def recipe_of(suite: Suite, data: Path, course: Course, rate: float, seed: int, 
         seed: of the run.
         source: a model that has grown before the first step, where the arm has one.
     """
-    pairs = [(event, at) for event, at in zip(course.arm.grow, course.grows, strict=True) if at]
-    model = {"from": str(source)} if source is not None else {**suite.model, **course.arm.start}
+    pairs = [(event, at) for event, at in zip(course.arm.grow, course.grows, strict=False) if at]
+    model = {"from": str(source)} if source is not None else first_of(suite, course.arm)
     return _recipe(suite, data, model, rate, seed) | {
         "budget": {"steps": course.steps},
         "learning_rate": {"shape": "wsd", "warmup": suite.warmup_steps / course.steps, "decay": suite.decay},
         "grow": [entry_of(suite, course.arm, event, at) for event, at in pairs],
+        **_factorised(course),
     }
 
 
-def trunk_recipe(suite: Suite, data: Path, start: Mapping[str, int], rate: float, seed: int, to: int) -> dict[str, Any]:
+def first_of(suite: Suite, arm: Arm) -> dict[str, Any]:
+    """The first model of an arm."""
+    return {**suite.model_of(arm), **arm.start}
+
+
+def _factorised(course: Course) -> dict[str, Any]:
+    """What a recipe says of products."""
+    asked = course.arm.factorised
+    if asked is None:
+        return {}
+    *steps, dense = course.grows
+    grow = [{"step": step, "rank": growth.rank} for step, growth in zip(steps, asked.grow, strict=True)]
+    return {"factorised": {"rank": asked.rank, "grow": grow, "dense": dense, "warmup": asked.warmup}}
+
+
+def trunk_recipe(suite: Suite, data: Path, arm: Arm, rate: float, seed: int, to: int) -> dict[str, Any]:
     """The recipe of a trunk up to some step: the learning rate rises, and stays."""
-    return _recipe(suite, data, {**suite.model, **start}, rate, seed) | {
+    return _recipe(suite, data, first_of(suite, arm), rate, seed) | {
         "budget": {"steps": to},
         "learning_rate": {"shape": "constant", "warmup": suite.warmup_steps / to},
     }
@@ -116,7 +133,7 @@ def target_of(suite: Suite, arm: Arm, event: Event) -> dict[str, int]:
     """The sizes that a growth leads to."""
     if event.to is not None:
         return dict(event.to)
-    return dict(arm.start) if event.control else {name: int(suite.model[name]) for name in arm.start}
+    return dict(arm.start) if event.control else {name: int(suite.model_of(arm)[name]) for name in arm.start}
 
 
 def written(recipe: Mapping[str, Any]) -> str:
@@ -146,22 +163,36 @@ def _sizes(suite: Suite, data: Path, arm: Arm, growing: Growing) -> list[Size]:
     """Of an arm's models, in order."""
     from growformer.training.first import first_config
 
-    base = Course(arm, _TRIAL, tuple(max(1, round(e.at * _TRIAL)) for e in arm.grow), (), 0.0, 0.0)
+    base = Course(arm, _TRIAL, tuple(max(1, round(at * _TRIAL)) for at in arm.shares), (), 0.0, 0.0)
     recipe = recipe_of(suite, data, base, suite.rates[0], 0, None)
     file: RecipeFile = parse_recipe(written(recipe), Path(f"arm {arm.name}"))
     try:
-        return [stage.size for stage in plan_stages(file, first_config(file, None), growing)]
+        stages = plan_stages(file, first_config(file, None), growing)
+        if arm.factorised is None:
+            return [stage.size for stage in stages]
+        return _sizes_of_products(arm.factorised, stages[0])
     except RequestError as error:
         raise RequestError(re.sub(r", line \d+", "", str(error))) from error  # of a recipe that nobody has written
 
 
+def _sizes_of_products(asked: Products, dense: Stage) -> list[Size]:
+    """Of a model of products, by rank, and of the dense one."""
+    from growformer.training.factorised import sparable
+
+    model, out = bare_model(dense.config), []
+    for rank in (asked.rank, *(growth.rank for growth in asked.grow)):
+        less = sum(outputs * inputs - rank * (outputs + inputs) for outputs, inputs in sparable(model, rank).values())
+        out.append(Size(dense.size.parameters - less, dense.size.flops_per_token - 6 * less))
+    return [*out, dense.size]
+
+
 def _course(suite: Suite, arm: Arm, sizes: Sequence[Size], budget: float) -> Course:
-    shares = [0.0, *(event.at for event in arm.grow), 1.0]
+    shares = [0.0, *arm.shares, 1.0]
     mean = sum((b - a) * s.flops_per_token for a, b, s in zip(shares, shares[1:], sizes, strict=False))
     about = max(1, round(budget / (mean * suite.batch_tokens)))
     made = [_in_steps(suite, arm, sizes, budget, steps) for steps in range(max(1, about - 2), about + 3)]
     best = min(made, key=lambda course: abs(course.flops - budget))
-    inside = [step for step, event in zip(best.grows, arm.grow, strict=True) if event.at]
+    inside = [step for step in best.grows if step]
     if best.steps <= suite.warmup_steps or any(step <= suite.warmup_steps + 1 for step in inside):
         raise RequestError(
             f"arm {arm.name}: has {best.steps} steps and grows after {inside or 'none'} of them; the warm-up takes "
@@ -175,7 +206,7 @@ def _course(suite: Suite, arm: Arm, sizes: Sequence[Size], budget: float) -> Cou
 def _in_steps(suite: Suite, arm: Arm, sizes: Sequence[Size], budget: float, steps: int) -> Course:
     """The course of so many steps."""
     falls = math.floor((1 - suite.decay) * steps)
-    grows = tuple(min(falls, max(1, round(event.at * steps))) if event.at else 0 for event in arm.grow)
+    grows = tuple(min(falls, max(1, round(at * steps))) if at else 0 for at in arm.shares)
     ends = [*grows, steps]
     begins = [0, *grows]
     spent = [(b - a) * s.flops_per_token for a, b, s in zip(begins, ends, sizes, strict=True)]

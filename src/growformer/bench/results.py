@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from growformer.bench.suite import Arm, Suite
 from growformer.checkpoint.folder import target_errors
 from growformer.errors import SourceError
 
 if TYPE_CHECKING:
     from growformer.bench.course import Course
-    from growformer.bench.suite import Suite
 
 FORMAT = 1
 """Version of a result file."""
@@ -59,7 +59,7 @@ def make_result(
         failure: what stopped it.
     """
     steps = [line for line in log if line["kind"] == "step"]
-    growths = [line for line in log if line["kind"] == "growth"]
+    growths = [line for line in log if line["kind"] in ("growth", "rank")]
     last = steps[-1] if steps else {"step": 0, "tokens": 0, "flops": 0.0}
     per_byte = _tokens_per_byte(log) / math.log(2)
     before = growths[-1] if growths else {"tokens": 0, "flops": 0.0}
@@ -127,15 +127,15 @@ def read_results(folder: Path) -> dict[str, dict[str, Any]]:
     """
     inner = folder / "results" if (folder / "results").is_dir() else folder
     out: dict[str, dict[str, Any]] = {}
-    arms: dict[str, Any] = {}
+    arms: dict[str, Arm] = {}
     for path in sorted(inner.glob("*.json")):
         found = read_result(path)
         first = next(iter(out.values()), found)
         if found["suite"]["hash"] != first["suite"]["hash"]:
             raise SourceError(f"{path}: is of another suite than {first['arm']}; each suite has a folder of its own")
-        for arm in found["suite"]["arms"]:
-            if arms.setdefault(arm["name"], arm) != arm:
-                raise SourceError(f"{path}: arm {arm['name']} is another one there than in other results")
+        for arm in map(Arm.model_validate, found["suite"]["arms"]):  # with the keys that have come since
+            if arms.setdefault(arm.name, arm) != arm:
+                raise SourceError(f"{path}: arm {arm.name} is another one there than in other results")
         out[path.stem] = found
     if not out:
         raise SourceError(f"{inner}: holds no results yet; growformer bench SUITE.yaml --out {folder} makes them")
@@ -161,8 +161,8 @@ def read_result(path: Path) -> dict[str, Any]:
 def suite_of(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The suite of results, with the arms of all of them: a suite may be given more arms after its first run."""
     suites = sorted((r["suite"] for r in results.values()), key=lambda suite: -len(suite["arms"]))
-    arms = {arm["name"]: arm for suite in suites for arm in suite["arms"]}
-    return {**suites[0], "arms": list(arms.values())}
+    arms = {arm["name"]: Arm.model_validate(arm) for suite in suites for arm in suite["arms"]}
+    return {**suites[0], "arms": [arm.model_dump(mode="json") for arm in arms.values()]}
 
 
 def added_arms(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -234,4 +234,13 @@ def _seconds(steps: Sequence[Mapping[str, Any]]) -> float:
     return total
 
 
-__all__ = ["added_arms", "make_result", "read_result", "read_results", "result_name", "suite_hash", "suite_of", "write_once"]
+__all__ = [
+    "added_arms",
+    "make_result",
+    "read_result",
+    "read_results",
+    "result_name",
+    "suite_hash",
+    "suite_of",
+    "write_once",
+]

@@ -72,14 +72,46 @@ class Event(Part):
         return self
 
 
+class Rank(Part):
+    """A growth in rank."""
+
+    at: float = Field(gt=0, lt=1, description="Share of the arm's own steps.")
+    rank: PositiveInt = Field(description="The new rank.")
+
+
+class Products(Part):
+    """Weights between layers begin as products of small rank; as `factorised` in the recipes of `growformer train`."""
+
+    rank: PositiveInt = Field(description="Of the first products.")
+    grow: list[Rank] = Field(default_factory=list, description="The growths in rank, in order.")
+    dense: float = Field(gt=0, lt=1, description="Share of the arm's own steps after which every weight is dense.")
+    warmup: int = Field(default=0, ge=0, description="Steps over which the rate of new entries rises.")
+
+    @model_validator(mode="after")
+    def _rising(self) -> Products:
+        for what, numbers in (("ranks", [self.rank, *(g.rank for g in self.grow)]), ("shares", self.shares)):
+            if list(numbers) != sorted(set(numbers)):
+                raise ValueError(f"its {what} must rise, and are {', '.join(f'{x:g}' for x in numbers)}")
+        return self
+
+    @property
+    def shares(self) -> list[float]:
+        """When it changes."""
+        return [*(growth.at for growth in self.grow), self.dense]
+
+
 class Arm(Part):
     """One thing that is compared."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._]*(-[A-Za-z0-9._]+)*$", description="Of the arm.")
     about: str = Field(default="", description="A line for the report.")
+    model: dict[str, Any] | None = Field(
+        default=None, description="Another final model than the suite's: of another architecture, for the same budget."
+    )
     start: dict[str, PositiveInt] = Field(
         default_factory=dict, description="Sizes in which the first model differs from the final one."
     )
+    factorised: Products | None = Field(default=None, description="Begin with weights that are products.")
     grow: list[Event] = Field(default_factory=list, description="Growths, in order; none: nothing grows.")
     budget: PositiveFloat = Field(default=1.0, description="Times the suite's budget: points of the scratch curve.")
     rates: list[PositiveFloat] | None = Field(default=None, description="Learning rates tried; left out: the suite's.")
@@ -87,7 +119,8 @@ class Arm(Part):
         default=None, description="Arm with the same growth before the first step, whose saving is subtracted."
     )
     same_as: str | None = Field(
-        default=None, description="Arm that this one must equal, bit for bit; it runs once, at that arm's learning rate."
+        default=None,
+        description="Arm that this one must equal, bit for bit; it runs once, at that arm's learning rate.",
     )
 
     @model_validator(mode="after")
@@ -97,9 +130,21 @@ class Arm(Part):
             raise ValueError(f"{self.name}: its growths stand at {shares}; each must come after the one before it")
         if self.grow and not self.start:
             raise ValueError(f"{self.name}: grows, and names no start: {{size: ...}} to grow from")
+        if self.grow and self.factorised is not None:
+            raise ValueError(f"{self.name}: a model of products grows in rank alone; an arm has grow or factorised")
         if any(event.to is None and not event.control for event in self.grow[:-1]):
             raise ValueError(f"{self.name}: only its last growth may leave out the sizes that it leads to")
         return self
+
+    @property
+    def shares(self) -> list[float]:
+        """Of its steps, after which its model is another one."""
+        return [event.at for event in self.grow] if self.factorised is None else self.factorised.shares
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether it is the suite's final model from scratch."""
+        return self.model is None and not self.start and not self.grow and self.factorised is None
 
 
 class Analysis(Part):
@@ -157,14 +202,14 @@ class Suite(Part):
         for arm in self.arms:
             self._check(arm, arms)
         for name in self.analysis.curve:
-            if name not in arms or arms[name].start or arms[name].grow:
+            if name not in arms or not arms[name].from_scratch:
                 raise ValueError(f"analysis.curve: {name} is no arm of the final size from scratch")
         if len({arms[name].budget for name in self.analysis.curve}) < 2:
             raise ValueError("analysis.curve: its arms have one budget; a curve needs different ones")
         return self
 
     def _check(self, arm: Arm, arms: dict[str, Arm]) -> None:
-        unknown = [name for name in arm.start if name not in self.model]
+        unknown = [name for name in arm.start if name not in self.model_of(arm)]
         if unknown:
             raise ValueError(f"arms: {arm.name}.start: {unknown[0]} is no size that model names")
         tried = self.rates if arm.rates is None else arm.rates
@@ -182,7 +227,7 @@ class Suite(Part):
                 f"arms: {arm.name}.step_zero: {zero.name} does not grow once, at: 0, from the same start and by the "
                 "same method to the same sizes"
             )
-        late = [event.at for event in arm.grow if event.at > 1 - self.decay]
+        late = [at for at in arm.shares if at > 1 - self.decay]
         if late:
             raise ValueError(
                 f"arms: {arm.name} grows at {late[0]:g}, and the learning rate falls from {1 - self.decay:g} on; "
@@ -193,6 +238,10 @@ class Suite(Part):
         """The arm of a name."""
         return next(arm for arm in self.arms if arm.name == name)
 
+    def model_of(self, arm: Arm) -> dict[str, Any]:
+        """The final model of an arm."""
+        return self.model if arm.model is None else arm.model
+
     def rates_of(self, arm: Arm) -> list[float]:
         """The learning rates that an arm tries."""
         return list(self.rates if arm.rates is None else arm.rates)
@@ -200,7 +249,7 @@ class Suite(Part):
 
 def _same_growth(arm: Arm, zero: Arm) -> bool:
     """Whether an arm does before its first step what another does in mid-run."""
-    if zero.start != arm.start or len(zero.grow) != 1 or zero.grow[0].at > 0 or not arm.grow:
+    if (zero.model, zero.start) != (arm.model, arm.start) or len(zero.grow) != 1 or zero.grow[0].at > 0 or not arm.grow:
         return False
     last = arm.grow[-1]
     alike = all(getattr(zero.grow[0], key) == getattr(last, key) for key in ("method", "to", "allow_change"))

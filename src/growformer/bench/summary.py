@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from growformer.bench.analysis import Curve, Interval, fit_curve, interval, log_ratio, noise, saving, token_credit
-from growformer.bench.results import suite_of
+from growformer.bench.results import added_arms, suite_of
 from growformer.bench.suite import Analysis
 from growformer.errors import SourceError
 
@@ -29,6 +29,9 @@ class Line:
         result: of one of the runs: sizes, steps, tokens.
         seconds: mean training time of a run.
         difference: loss minus that of the final size from scratch at the suite's budget, paired by seed.
+        over_small: loss minus that of its own first model, never grown, at the suite's budget, paired by seed.
+        saved_over_small: share of FLOPs saved at equal loss against the curve of that model; None: the suite has it at
+            one budget only.
         saved: share of FLOPs saved at equal loss against the scratch curve; None: it is not there, or not reached.
         beyond: whether some loss lies outside of those that the curve was fitted to.
         claimed: `saved` with the saving of the same growth before the first step taken off.
@@ -50,6 +53,8 @@ class Line:
     result: Result | None
     seconds: float | None
     difference: Interval | None
+    over_small: Interval | None
+    saved_over_small: Interval | None
     saved: Interval | None
     beyond: bool
     claimed: Interval | None
@@ -70,6 +75,10 @@ class Summary:
         curves: the scratch curve of each seed.
         noise: standard deviation of a run's loss over seeds, bits per byte; None: unknown.
         least: the arm with the least loss among those that never grow, at the suite's budget.
+        worth: loss of the best smaller model that never grows, minus that of the final size from scratch, at the
+            suite's budget, paired by seed: the final size is worth having where it is above 0.
+        smaller: the name of that arm.
+        added: arms that the suite got after its first run.
         missing: how many runs are known to be wanted and have no result.
     """
 
@@ -78,6 +87,9 @@ class Summary:
     curves: Mapping[int, Curve]
     noise: float | None
     least: str | None
+    worth: Interval | None
+    smaller: str | None
+    added: Sequence[str]
     missing: int
 
 
@@ -101,10 +113,30 @@ def summarize(results: Mapping[str, Result]) -> Summary:
     suite = suite_of(results)
     found = _Found(suite, results)
     lines = [found.line(arm) for arm in suite["arms"]]
-    still = [line for line in lines if not line.arm["grow"] and line.loss and line.arm["budget"] == 1]
-    least = min(still, key=lambda line: line.loss.mean if line.loss else 0.0).name if still else None
+    still = [line for line in lines if _still(line.arm) and line.arm["budget"] == 1]
+    least = _least(still)
+    smaller = _least([line for line in still if line.arm["start"] and line.arm["model"] is None])
     spread = noise([[found.loss(name) for name in line.runs.values()] for line in lines])
-    return Summary(suite, lines, found.curves, spread, least, found.missing(lines))
+    return Summary(
+        suite, lines, found.curves, spread,
+        least=least.name if least else None,
+        worth=smaller.difference if smaller else None,
+        smaller=smaller.name if smaller else None,
+        added=added_arms(results),
+        missing=found.missing(lines),
+    )  # fmt: skip
+
+
+def _still(arm: Mapping[str, Any]) -> bool:
+    """Whether nothing in an arm grows."""
+    return not arm["grow"] and arm["factorised"] is None
+
+
+def _least(lines: Sequence[Line]) -> Line | None:
+    """The line with the least loss."""
+    return min(
+        (line for line in lines if line.loss), key=lambda line: line.loss.mean if line.loss else 0.0, default=None
+    )
 
 
 class _Found:
@@ -113,9 +145,12 @@ class _Found:
     def __init__(self, suite: Mapping[str, Any], results: Mapping[str, Result]) -> None:
         self.suite, self.results = suite, results
         self.analysis = Analysis.model_validate(suite["analysis"])
-        self.rates = {a["name"]: best_rate(list(self._tried(a["same_as"] or a["name"]).values())) for a in suite["arms"]}
+        self.rates = {
+            a["name"]: best_rate(list(self._tried(a["same_as"] or a["name"]).values())) for a in suite["arms"]
+        }
         self.chosen = {name: self._runs(name, rate) for name, rate in self.rates.items()}
-        self.curves = {seed: curve for seed in suite["seeds"] if (curve := self._curve(seed)) is not None}
+        made = {seed: self._curve(seed, self.analysis.curve) for seed in suite["seeds"]}
+        self.curves = {seed: curve for seed, curve in made.items() if curve is not None}
         budgets = {arm["name"]: arm["budget"] for arm in suite["arms"]}
         self.scratch = next((name for name in self.analysis.curve if budgets[name] == 1), None)
 
@@ -143,7 +178,9 @@ class _Found:
             loss=self._interval({seed: self.loss(n) for seed, n in runs.items()}),
             result=some,
             seconds=sum(self.results[n]["seconds"] for n in runs.values()) / len(runs) if runs else None,
-            difference=self._difference(name),
+            difference=self._difference(name, self.scratch),
+            over_small=self._difference(name, self._small(arm)),
+            saved_over_small=_mapped(self._interval(self._ratios(name, self._still_curves(arm)))),
             saved=_mapped(self._interval(ratios)),
             beyond=any(not self.curves[seed].covers(self.loss(runs[seed])) for seed in ratios),
             claimed=_mapped(claimed),
@@ -191,17 +228,40 @@ class _Found:
         }
         return {seed: named[seed] for seed in seeds if seed in named}
 
-    def _curve(self, seed: int) -> Curve | None:
-        names = [self.chosen[arm].get(seed) for arm in self.analysis.curve]
+    def _curve(self, seed: int, arms: Sequence[str]) -> Curve | None:
+        names = [self.chosen[arm].get(seed) for arm in arms]
         there = [name for name in names if name is not None]
         if len(there) < len(names):
             return None
         costs = [float(self.results[name]["flops"]["total"]) for name in there]
         return fit_curve(costs, [self.loss(name) for name in there], self.analysis.floor)
 
-    def _ratios(self, arm: str) -> dict[int, float]:
-        """ln of FLOPs at equal loss over FLOPs taken, by seed."""
-        return self._by_seed(arm, lambda curve, name, r: log_ratio(curve, self.loss(name), r["flops"]["total"]))
+    def _ratios(self, arm: str, curves: Mapping[int, Curve] | None = None) -> dict[int, float]:
+        """ln of FLOPs at equal loss over FLOPs taken, by seed; against scratch, unless other curves are given."""
+        return self._by_seed(
+            arm,
+            lambda curve, name, r: log_ratio(curve, self.loss(name), r["flops"]["total"]),
+            self.curves if curves is None else curves,
+        )
+
+    def _still_arms(self, arm: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """Arms of the model that this one grows from, which never grow."""
+        if not _claims(arm) or not arm["grow"]:
+            return []
+        return [
+            other
+            for other in self.suite["arms"]
+            if _still(other) and (other["model"], other["start"]) == (arm["model"], arm["start"])
+        ]
+
+    def _small(self, arm: Mapping[str, Any]) -> str | None:
+        return next((other["name"] for other in self._still_arms(arm) if other["budget"] == 1), None)
+
+    def _still_curves(self, arm: Mapping[str, Any]) -> dict[int, Curve]:
+        """The curves of the model that an arm grows from, by seed; empty where the suite has it at one budget only."""
+        names = [other["name"] for other in self._still_arms(arm)]
+        made = {seed: self._curve(seed, names) for seed in self.suite["seeds"]} if len(names) > 1 else {}
+        return {seed: curve for seed, curve in made.items() if curve is not None}
 
     def _credits(self, arm: str) -> dict[int, float]:
         """kappa, by seed: of arms that grow after their first step to the final size."""
@@ -215,13 +275,15 @@ class _Found:
                 return None
             return token_credit(curve, self.loss(name), final, before, r["tokens"] - before)
 
-        return self._by_seed(arm, credit)
+        return self._by_seed(arm, credit, self.curves)
 
-    def _by_seed(self, arm: str, value: Callable[[Curve, str, Result], float | None]) -> dict[int, float]:
+    def _by_seed(
+        self, arm: str, value: Callable[[Curve, str, Result], float | None], curves: Mapping[int, Curve]
+    ) -> dict[int, float]:
         out = {}
         for seed, name in self.chosen[arm].items():
-            if seed in self.curves:
-                found = value(self.curves[seed], name, self.results[name])
+            if seed in curves:
+                found = value(curves[seed], name, self.results[name])
                 if found is not None:
                     out[seed] = found
         return out
@@ -239,10 +301,10 @@ class _Found:
         zero = self._ratios(arm["step_zero"])
         return self._interval({seed: ratio - zero[seed] for seed, ratio in ratios.items() if seed in zero})
 
-    def _difference(self, arm: str) -> Interval | None:
-        if self.scratch is None or arm == self.scratch:
+    def _difference(self, arm: str, other: str | None) -> Interval | None:
+        if other is None or arm == other:
             return None
-        base, runs = self.chosen[self.scratch], self.chosen[arm]
+        base, runs = self.chosen[other], self.chosen[arm]
         return self._interval({s: self.loss(n) - self.loss(base[s]) for s, n in runs.items() if s in base})
 
     def _same(self, arm: Mapping[str, Any]) -> bool | None:
@@ -263,8 +325,9 @@ class _Found:
 
 
 def _claims(arm: Mapping[str, Any]) -> bool:
-    """Whether an arm is to save something: it grows after its first step, and is no control."""
-    return bool(arm["grow"]) and arm["grow"][0]["at"] > 0 and arm["same_as"] is None
+    """Whether an arm is to save something: it grows after its first step, in size or in rank, and is no control."""
+    grows = arm["factorised"] is not None or (bool(arm["grow"]) and arm["grow"][0]["at"] > 0)
+    return grows and arm["same_as"] is None
 
 
 def _mapped(ratio: Interval | None) -> Interval | None:

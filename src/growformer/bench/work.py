@@ -12,7 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from growformer.bench.course import Course, courses_of, recipe_of, target_of, trunk_points, trunk_recipe, written
+from growformer.bench.course import (
+    Course,
+    courses_of,
+    first_of,
+    recipe_of,
+    target_of,
+    trunk_points,
+    trunk_recipe,
+    written,
+)
 from growformer.bench.locks import lock
 from growformer.bench.results import make_result, read_result, result_name, suite_hash, write_once
 from growformer.bench.suite import read_suite
@@ -198,7 +207,7 @@ class Bench:
                 with lock(self.out / "locks" / f"{place.out.name}.lock") as mine:
                     if not mine:
                         return None
-                    recipe = trunk_recipe(self.suite, self.data, course.arm.start, rate, seed, to)
+                    recipe = trunk_recipe(self.suite, self.data, course.arm, rate, seed, to)
                     if before is not None and not place.out.exists():
                         self._fork(before, place, written(recipe))
                     try:
@@ -231,7 +240,7 @@ class Bench:
         if folder.is_dir():
             return folder
         event, arm = course.arm.grow[0], course.arm
-        recipe = trunk_recipe(self.suite, self.data, arm.start, job.rate, job.seed, course.steps)
+        recipe = trunk_recipe(self.suite, self.data, arm, job.rate, job.seed, course.steps)
         file = parse_recipe(written(recipe), folder)
         model = first_model(file, first_config(file, None))
         request: dict[str, Any] = dict(target_of(self.suite, arm, event))
@@ -275,7 +284,7 @@ class Bench:
         out = {**recipe, "data": {"train": self.suite.data.train, "valid": self.suite.data.valid}}
         if 0 in course.grows:
             grown = target_of(self.suite, course.arm, course.arm.grow[0])
-            out["model"] = {**self.suite.model, **course.arm.start, "grown_before_the_first_step": grown}
+            out["model"] = {**first_of(self.suite, course.arm), "grown_before_the_first_step": grown}
         return out
 
     def _result(self, job: Job) -> Path:

@@ -77,8 +77,8 @@ def render(results: Mapping[str, Mapping[str, Any]], links: str) -> tuple[str, d
 
 
 COLUMNS = (
-    "arm", "verdict", "parameters", "rate", "loss", "against scratch", "FLOPs saved", "beyond step 0", "kappa",
-    "bytes", "FLOPs", "seconds",
+    "arm", "verdict", "parameters", "rate", "loss", "against scratch", "against not growing", "FLOPs saved",
+    "beyond step 0", "kappa", "bytes", "FLOPs", "seconds",
 )  # fmt: skip
 """Of the table."""
 
@@ -100,6 +100,11 @@ def _row(line: Line, results: Mapping[str, Mapping[str, Any]], links: str) -> li
         _cell("-" if line.rate is None else f"{line.rate:g}", line.rate, "at the end of the grid" if line.edge else ""),
         _cell(_said(line.loss, ".4f"), line.loss.mean if line.loss else None, links=runs),
         _cell(_said(line.difference, "+.4f"), line.difference.mean if line.difference else None),
+        _cell(
+            _said(line.over_small, "+.4f"),
+            line.over_small.mean if line.over_small else None,
+            f"{_said(line.saved_over_small, '.1%')} FLOPs saved" if line.saved_over_small else "",
+        ),
         _cell(
             _said(line.saved, ".1%"),
             line.saved.mean if line.saved else None,

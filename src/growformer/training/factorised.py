@@ -117,16 +117,9 @@ def factorise(model: Any, rank: int) -> list[str]:
     Raises:
         RequestError: no rank, no weight to which it applies, or a weight that is zero, whose factors could not learn.
     """
-    from transformers.pytorch_utils import Conv1D
-
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         raise RequestError(f"rank={rank!r}: a rank is a whole number of at least 1")
-    head = model.get_output_embeddings()
-    linear = {
-        name: module
-        for name, module in model.named_modules()
-        if type(module) in (torch.nn.Linear, Conv1D) and module is not head and not is_full(rank, *matrix(module).shape)
-    }
+    linear = {name: model.get_submodule(name) for name in sparable(model, rank)}
     if not linear:
         raise RequestError(f"rank={rank}: no weight between layers is so large that a product of that rank is smaller")
     zero = next((name for name, module in linear.items() if not bool(matrix(module).any())), None)
@@ -134,6 +127,19 @@ def factorise(model: Any, rank: int) -> list[str]:
         raise RequestError(f"{zero} is zero: both factors of it would be, and neither could ever learn")
     put_factors(model, {name: _leading(matrix(module), rank) for name, module in linear.items()})
     return list(linear)
+
+
+def sparable(model: Any, rank: int) -> dict[str, tuple[int, int]]:
+    """Shapes [output, input] of the weights of a stock model that a product of a rank is smaller than, by module."""
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings()
+    shapes = {
+        name: matrix(module).shape
+        for name, module in model.named_modules()
+        if type(module) in (torch.nn.Linear, Conv1D) and module is not head
+    }
+    return {name: (out, into) for name, (out, into) in shapes.items() if not is_full(rank, out, into)}
 
 
 def put_factors(model: torch.nn.Module, factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
