@@ -39,6 +39,7 @@ PUBLIC_NAMES = [
     "compose",
     "expand",
     "expand_checkpoint",
+    "fuse",
     "grow",
     "new_parameters",
     "plan",

@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "expand": "growformer.api",
     "expand_checkpoint": "growformer.api",
+    "fuse": "growformer.api",
     "grow": "growformer.api",
     "new_parameters": "growformer.api",
     "plan": "growformer.api",
@@ -35,6 +36,7 @@ __all__ = [
     "compose",
     "expand",
     "expand_checkpoint",
+    "fuse",
     "grow",
     "new_parameters",
     "plan",
@@ -42,7 +44,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from growformer.api import expand, expand_checkpoint, grow, new_parameters, plan, verify
+    from growformer.api import expand, expand_checkpoint, fuse, grow, new_parameters, plan, verify
     from growformer.errors import GrowformerError
     from growformer.planning.expansions import (
         AttentionExpansion,

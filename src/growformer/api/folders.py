@@ -131,7 +131,7 @@ def expand_checkpoint(
         return Grown(out, *expand_adapter(src, out, follow=base, **kept, **request))  # type: ignore[arg-type]
     if follow is not None:
         raise RequestError(f"follow is for adapters of PEFT, and {src} holds none ({CONFIG})")
-    storage, shard, room = _storage(dtype), parse_size(max_shard_size), parse_size(memory)
+    storage, shard, room = storage_named(dtype), parse_size(max_shard_size), parse_size(memory)
     workers = threads_of(threads)
     require_new(out, src)
     weights = _weights(src)
@@ -152,7 +152,7 @@ def expand_checkpoint(
             if storage is not None:
                 config |= {key: dtype for key in ("dtype", "torch_dtype") if key in config or key == "dtype"}
             family = family_of(made.target_config)
-            _require_stock(family, config, specs)
+            require_stock(family, config, specs)
             room_beside = (64 << 20) + (0 if training is None else training.bytes_grown)
             with new_folder(out, total + room_beside, resume=resume) as folder:
                 case = case_of(family_of(made.source_config), made, src, folder, made.source_config, config)
@@ -217,7 +217,7 @@ def _weights(src: Path) -> list[Path]:
         return []
 
 
-def _require_stock(family: Family, config: Mapping[str, Any], specs: Sequence[TensorSpec]) -> None:
+def require_stock(family: Family, config: Mapping[str, Any], specs: Sequence[TensorSpec]) -> None:
     """Refuse, before a byte is written, tensors that are not those of the stock model that the grown config means."""
     # A backbone's checkpoint may leave the prefix out and name the whole model's class all the same.
     found = stock_tensors(config, "the grown config.json")
@@ -242,7 +242,12 @@ def _require_finite(src: Path, figures: Mapping[str, float]) -> None:
         raise SourceError(f"{src}: tensor {odd[0]!r} holds infinite numbers or NaN: it has no function to keep")
 
 
-def _storage(dtype: str | None) -> str | None:
+def storage_named(dtype: str | None) -> str | None:
+    """A storage dtype as the format of files names it.
+
+    Raises:
+        RequestError: there is none of that name.
+    """
     names = {"float32": "F32", "float64": "F64", "bfloat16": "BF16", "float16": "F16"}
     if dtype is not None and dtype not in names:
         raise RequestError(f"dtype={dtype!r} is unknown; there are {', '.join(names)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from growformer.api.planned import on_disk, plan
@@ -62,17 +62,7 @@ def expand(
 
         config = stock_config(made.target_config)
         cls = stock_class(config)
-    grown, report = cls.from_pretrained(
-        None,
-        config=config,
-        state_dict=state,
-        dtype=model.dtype,
-        attn_implementation=model.config._attn_implementation,
-        output_loading_info=True,
-    )
-    wrong = [name for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in report[kind]]
-    if wrong:
-        raise SourceError(f"the grown tensors do not fit {cls.__name__}: {', '.join(map(str, wrong[:4]))}")
+    grown = loaded(cls, config, state, model)
     grown.growformer_plan = made
     if closure is not None and lifted:
         lifts = Lifts(made, layout_of(grown), {name: x.detach() for name, x in on_disk(model).items()})
@@ -81,3 +71,33 @@ def expand(
         held = shared_names(model)[0]
         grown.growformer_behind = behind(Carry(made, layout_of(model), layout_of(grown)), lambda name: held[name])
     return grown.to(model.device).train(model.training)
+
+
+def loaded(
+    cls: type[transformers.PreTrainedModel],
+    config: transformers.PreTrainedConfig,
+    state: Mapping[str, torch.Tensor],
+    like: transformers.PreTrainedModel,
+) -> transformers.PreTrainedModel:
+    """A stock model with these tensors, on the CPU.
+
+    Args:
+        cls, config: its class and config.
+        state: every tensor by its name on disk.
+        like: whose dtype and kind of attention it has.
+
+    Raises:
+        SourceError: the tensors are not those of the class.
+    """
+    model, report = cls.from_pretrained(
+        None,
+        config=config,
+        state_dict=dict(state),
+        dtype=like.dtype,
+        attn_implementation=like.config._attn_implementation,
+        output_loading_info=True,
+    )
+    wrong = [name for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in report[kind]]
+    if wrong:
+        raise SourceError(f"the grown tensors do not fit {cls.__name__}: {', '.join(map(str, wrong[:4]))}")
+    return model

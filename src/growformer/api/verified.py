@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from growformer.api.becoming import case_of
 from growformer.api.folders import Progress
+from growformer.api.fused import METHOD, verify_fused
 from growformer.api.planned import family_of
 from growformer.checkpoint import Receipt, parse_size, read_config
 from growformer.checkpoint.adapters import is_adapter
@@ -64,6 +65,8 @@ def verify(
         return verify_adapter(src, out, level)
     read_config(out)  # whether it is a model's folder at all comes first
     receipt = Receipt.read(out)
+    if receipt.method == METHOD:
+        return verify_fused(out, src, level=level, progress=progress)
     case = recorded(src, out, receipt)
     changed = [f"{n} in the source" for n in _changed(receipt, src, "source")]
     changed += [f"{n} in the grown folder" for n in _changed(receipt, out, "target")]

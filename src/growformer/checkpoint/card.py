@@ -30,8 +30,8 @@ def write_card(folder: Path, source_card: str | None, base_model: str, data: Map
             for its id.
         data: `request` (config field -> value) and `proof` (the proof table as Markdown); where there, also `title`,
             `method`, `seed`, `dtype`, `growformer` (the version), `dead` (blocks that never get a gradient),
-            `within_eps` (what is exact only up to the eps of norms), and `imports` (the module with the model's class,
-            where transformers has none).
+            `within_eps` (what is exact only up to the eps of norms), `beside` (the second of two models that were
+            fused), and `imports` (the module with the model's class, where transformers has none).
 
     Returns:
         The path of the card.
@@ -41,16 +41,24 @@ def write_card(folder: Path, source_card: str | None, base_model: str, data: Map
     tags = kept.get("tags", [])
     tags = tags if isinstance(tags, list) else [tags]
     front: dict[str, Any] = {key: value for key, value in kept.items() if key not in _LEFT_BEHIND}
-    is_id = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", base_model, re.ASCII) is not None
-    if is_id:
+    if _is_id(base_model):
         front |= {"base_model": base_model, "base_model_relation": "finetune"}
     front["library_name"] = "transformers"
     front["tags"] = list(dict.fromkeys([*(tag for tag in tags if isinstance(tag, str)), *_TAGS]))
-    name = base_model if is_id else re.split(r"[/\\]", base_model.rstrip("/\\"))[-1] or "a local model"
+    name = _name(base_model)
     text = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
     path = folder / "README.md"
     path.write_text(f"---\n{text}---\n\n{_body(name, data)}", encoding="utf-8")
     return path
+
+
+def _is_id(model: str) -> bool:
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", model, re.ASCII) is not None
+
+
+def _name(model: str) -> str:
+    """A Hub id, or the last part of a path."""
+    return model if _is_id(model) else re.split(r"[/\\]", model.rstrip("/\\"))[-1] or "a local model"
 
 
 def _body(name: str, data: Mapping[str, Any]) -> str:
@@ -61,22 +69,29 @@ def _body(name: str, data: Mapping[str, Any]) -> str:
     changes = "\n".join(f"- {line}" for line in data.get("changes") or [])
     within = "\n".join(f"- {line}" for line in data.get("within_eps") or [])
     own = data.get("imports")
+    beside = _name(hub_id(data["beside"]) or data["beside"]) if data.get("beside") else ""
+    made = f"`{name}` and `{beside}` side by side, fused" if beside else f"`{name}`, grown"
     parts = [
-        f"# {data.get('title') or f'{name}, grown'}",
-        "## Grown with growformer",
-        f"This model is `{name}`, grown by growformer{version} to the sizes below. `growformer.json` beside this card "
+        f"# {data.get('title') or (f'{name} and {beside}, fused' if beside else f'{name}, grown')}",
+        f"## {'Fused' if beside else 'Grown'} with growformer",
+        f"This model is {made} by growformer{version} to the sizes below. `growformer.json` beside this card "
         "holds the whole receipt: hashes, plan, versions and every measured error.",
         f"| asked for | value |\n|---|---|\n{rows}",
         *([f"Made with {', '.join(facts)}."] if facts else []),
         *(["It computes the same function within eps, not exactly:", within] if within else []),
-        *(["It computes another function than its source:", changes] if changes else []),
+        *([f"It computes another function than {'both' if beside else 'its source'}:", changes] if changes else []),
         *([f"Its class comes with growformer: `import {data['imports']}` before `from_pretrained`."] if own else []),
         "### Proof",
         str(data["proof"]).strip(),
         *(["These blocks never get a gradient:", dead] if dead else []),
         "### Check it yourself",
-        "```sh\ngrowformer verify SRC OUT\n```",
-        f"`SRC` is a folder with `{name}`, `OUT` is this folder. Nothing in the receipt is taken on trust: every "
+        f"```sh\ngrowformer verify {'ONE OTHER' if beside else 'SRC'} OUT\n```",
+        (
+            f"`ONE` and `OTHER` are folders with `{name}` and `{beside}`"
+            if beside
+            else f"`SRC` is a folder with `{name}`"
+        )
+        + ", `OUT` is this folder. Nothing in the receipt is taken on trust: every "
         "tensor of both folders is read.",
     ]
     return "\n\n".join(parts) + "\n"

@@ -228,8 +228,14 @@ def run_verify(
     folders: Sequence[Path], level: str, memory: str | None, prompt: str | None, tokens: int, json: bool
 ) -> None:
     """`growformer verify`."""
-    if len(folders) > 2:
-        raise RequestError(f"verify takes the source's folder and the grown one, or the grown one; got {len(folders)}")
+    if len(folders) > 3:
+        raise RequestError(
+            f"verify takes the source's folder and the grown one, or the grown one, or two and what was fused of them; "
+            f"got {len(folders)}"
+        )
+    if len(folders) == 3:
+        _verify_fused(folders, level, prompt, json)
+        return
     from growformer.api.verified import source_of
 
     out = folders[-1]
@@ -245,6 +251,40 @@ def run_verify(
             show.say(f"greedy: {said['same']} of {said['tokens']} tokens the same (reported, not judged)")
             show.say(str(said["text"]))
     _leave(proof)
+
+
+def _verify_fused(folders: Sequence[Path], level: str, prompt: str | None, json: bool) -> None:
+    """`growformer verify ONE OTHER OUT`."""
+    from growformer.api.fused import verify_fused
+
+    if prompt is not None:
+        raise RequestError("--prompt compares two models, and three are given; verify ONE OUT takes it")
+    with show.progress(json) as tell:
+        proof = verify_fused(folders[2], folders[0], folders[1], level=level, progress=tell)
+    if json:
+        show.as_json(proof.to_json())
+    else:
+        print_proof(proof)
+    _leave(proof)
+
+
+def run_fuse(one: Path, other: Path, out: Path, json: bool, **options: Any) -> None:
+    """`growformer fuse`."""
+    with show.progress(json) as tell:
+        fused = api.fuse_checkpoint(one, other, out, progress=tell, **options)
+    if json:
+        told = {"out": str(out), "function": "changed", "changes": list(fused.fusion.one.changes)}
+        show.as_json(told | {"notes": list(fused.notes), **fused.proof.to_json()})
+    else:
+        first, second, whole = map(show.number, fused.fusion.parameters)
+        size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+        show.say(f"{out}: {first} and {second} -> {whole} parameters, {size_text(size)}")
+        for line in fused.notes:
+            show.say(f"note: {line}")
+        for line in fused.fusion.one.changes:
+            show.say(f"CHANGES THE FUNCTION: {line}")
+        print_proof(fused.proof)
+    _leave(fused.proof)
 
 
 def _continuations(src: Path, out: Path, prompt: str, tokens: int) -> Mapping[str, Any]:

@@ -121,10 +121,38 @@ def expand(
 
 
 @app.command()
+def fuse(
+    one: Annotated[Path, typer.Argument(metavar="ONE", help="A Hugging Face model folder, or org/name on the Hub.")],
+    other: Annotated[Path, typer.Argument(metavar="OTHER", help="Another of the same family and tokenizer.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make; it must not exist.")],
+    allow_change: Annotated[
+        bool, typer.Option("--allow-change", help="Needed: the fused model computes what neither of the two does.")
+    ] = False,
+    dtype: Annotated[str | None, typer.Option(help="Storage dtype of the result; the models' if left out.")] = None,
+    max_shard_size: Annotated[str, typer.Option(help="Bytes of one file, such as 5GB.")] = "50GB",
+    prove: Annotated[
+        str, typer.Option(help="structure, full, or auto: models are run where all three fit in memory.")
+    ] = "auto",
+    ignore_field: Annotated[
+        list[str] | None, typer.Option("--ignore-field", help="A config field that may differ; that of ONE counts.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Fuse ONE and OTHER, of one family, into OUT, as wide as both together; say how far it is from their mean."""
+    from growformer.cli.commands import run_fuse
+
+    run_fuse(
+        one, other, out, json,
+        allow_change=allow_change, ignore_fields=ignore_field or [], dtype=dtype, max_shard_size=max_shard_size,
+        prove_level=prove,
+    )  # fmt: skip
+
+
+@app.command()
 def verify(
     folders: Annotated[
         list[Path],
-        typer.Argument(metavar="[SRC] OUT", help="The grown folder, after the source's; its receipt may name that."),
+        typer.Argument(metavar="[SRC] OUT", help="The grown folder, after the source's (or the two it was fused of)."),
     ],
     prove: Annotated[
         str, typer.Option(help="structure, full, or auto: full where both models fit in memory.")

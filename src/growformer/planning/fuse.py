@@ -1,9 +1,9 @@
 """Fusing two models of one family into one that is as wide as both together (Deep Fusion, arXiv 2306.11903).
 
-Self-fusion sets a model beside itself. Here each model has the self-fusion's plan with the channels of the second copy,
-or of the first, left to the other: of a tensor W1 and a tensor W2 comes the block-diagonal [[W1, 0], [0, W2]] where
-both its dims are copied, [W1; W2] where what it writes is, and [W1/2, W2/2] where what it reads is and what it writes is
-an output of the model, so that the logits are the mean of both models'.
+Self-fusion sets a model beside itself. Here each model has the self-fusion's plan, with the channels of the second
+copy, or of the first, left to the other. Of a tensor W1 and a tensor W2 comes the block-diagonal [[W1, 0], [0, W2]]
+where both its dims are copied, [W1; W2] where the dim that it writes is, and [W1/2, W2/2] where it reads copies and
+writes an output of the model: the logits are then the mean of both models'.
 """
 
 from __future__ import annotations
@@ -202,8 +202,8 @@ class Fuser:
 
 def _changes(family: Family, wide: Collection[str]) -> str:
     roles = sorted(role for role, norm in family.norms.items() if set(norm.axes) & set(wide))
-    said = f"norms ({', '.join(roles)}) read both models' channels at once, and divide by what both have in common"
-    return f"two models side by side are neither of them: {said if roles else 'their outputs are averaged'}"
+    said = f"a norm ({', '.join(roles)}) takes one mean over both models' channels" if roles else "outputs are averaged"
+    return f"two models side by side compute what neither of them does, for {said}"
 
 
 def _beside_itself(half: Half, method: Method, ignored: Collection[str]) -> Plan:
@@ -250,7 +250,9 @@ def _check_fields(one: Half, other: Half, plans: list[Plan], ignored: Collection
     widths = _grown_fields(plans[0]) | _grown_fields(plans[1])
     first, second = dict(_leaves(one.full)), dict(_leaves(other.full))
     for name in first | second:
-        free = name in widths or name in ignored or name.rpartition(".")[2] in _SILENT
+        part, _, last = name.rpartition(".")
+        silent = last in _SILENT and not part.endswith("rope_parameters")
+        free = name in widths or name in ignored or silent
         if not free and first.get(name) != second.get(name):
             why = "it is no width, and must be the same in both"
             raise _differ(name, first.get(name), second.get(name), one, other, f"{why} (--ignore-field {name} goes on)")
@@ -267,10 +269,10 @@ def _check_sizes(one: Half, other: Half, wide: Collection[str]) -> None:
     for attention in family.attentions:
         if attention.kv_heads is None:
             continue
-        groups = [half.size(attention.heads) // half.size(attention.kv_heads) for half in (one, other)]
-        if groups[0] != groups[1]:
+        a, b = (half.size(attention.heads) // half.size(attention.kv_heads) for half in (one, other))
+        if a != b:
             name = f"{field(family, attention.heads)} / {field(family, attention.kv_heads)}"
-            raise _differ(name, *groups, one, other, "all key/value heads of a model serve as many query heads")
+            raise _differ(name, a, b, one, other, "all key/value heads of a model serve as many query heads")
     for power in family.powers.values():
         a, b = one.size(power.axis), other.size(power.axis)
         if a != b:
@@ -293,9 +295,12 @@ def _config(one: Half, other: Half, plans: list[Plan], wide: Collection[str]) ->
                 f"no multiple: {rule.over} is {lookup(one.full, rule.over)} and {lookup(other.full, rule.over)} here, "
                 f"{rule.by} {lookup(one.full, rule.by)} and {lookup(other.full, rule.by)}"
             )
-    for axis in wide:
-        if isinstance(size := one.family.axes[axis], Field) and lookup(config, size.name) is None:
-            config = assigned(config, size.name, one.size(axis) + other.size(axis))
+    for axis, size in one.family.axes.items():
+        if not isinstance(size, Field) or size.default is None or lookup(config, size.name) is not None:
+            continue
+        wanted = one.size(axis) + (other.size(axis) if axis in wide else 0)
+        if size_of(size.default, {**one.full, **config}) != wanted:  # it followed another field, and does no more
+            config = assigned(config, size.name, wanted)
     return config
 
 
@@ -332,14 +337,16 @@ def _halves(a: TensorPlan, b: TensorPlan) -> tuple[TensorPlan, TensorPlan]:
     theirs = tuple(_masked(y, x, 1, a.name) for x, y in zip(a.dims, b.dims, strict=True))
     made = replace(a, dims=mine), replace(b, dims=theirs)
     if made[0].shape != made[1].shape:
-        raise RequestError(f"{a.name} would be {list(made[0].shape)} by the one model, {list(made[1].shape)} by the other")
+        raise RequestError(
+            f"{a.name} would be {list(made[0].shape)} by the one model, {list(made[1].shape)} by the other"
+        )
     return made
 
 
 def _masked_axis(entry: Mapping[str, Any], other: Mapping[str, Any], number: int) -> dict[str, Any]:
     """What a receipt says of an axis: this model's channels among those of both."""
-    lifts = [Lift.from_json(int(e["old"]), e["lift"]) for e in (entry, other)]
-    lift = _masked(*lifts, number, "an axis")
+    mine, theirs = (Lift.from_json(int(e["old"]), e["lift"]) for e in (entry, other))
+    lift = _masked(mine, theirs, number, "an axis")
     return {**entry, "new": lift.new, "lift": lift.to_json()}
 
 

@@ -23,14 +23,14 @@ def changed(case: Case, measured: dict[str, Any]) -> Claim:
     batch = probe.batches[:1]
     before, after = outputs64(case.source, batch), outputs64(case.target, batch)
     difference = worst(compare_outputs(before, after, grown_axes(case.plan.axes)))
-    losses = _loss(before, batch[0].inputs), _loss(after, batch[0].inputs)
+    losses = token_cost(before, batch[0].inputs), token_cost(after, batch[0].inputs)
     measured["changed"] = {"relative": difference.relative, "loss_before": losses[0], "loss_after": losses[1]}
     cost = "" if None in losses else f", a token costs {losses[0]:.4f} -> {losses[1]:.4f} nats"
     found = f"outputs {difference.relative:.1e} apart{cost}"
     return Claim("changed", None, found, required=False, detail="; ".join(case.plan.changes), told=True)
 
 
-def _loss(outputs: Mapping[str, torch.Tensor], inputs: Mapping[str, torch.Tensor]) -> float | None:
+def token_cost(outputs: Mapping[str, torch.Tensor], inputs: Mapping[str, torch.Tensor]) -> float | None:
     """The mean cross-entropy of the next token in nats; None where the model gives none."""
     import torch
 
