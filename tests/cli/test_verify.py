@@ -98,7 +98,9 @@ def test_a_receipt_without_a_source(grown: Cli) -> None:
 def test_what_is_no_grown_folder(grown: Cli) -> None:
     grown.refused("verify", "gone", says="gone: does not exist")
     grown.refused("verify", "src", says=r"src: has no growformer.json")
-    grown.refused("verify", "a", "b", "c", says="verify takes the source's folder and the grown one.*got 3")
+    grown.refused("verify", "a", "b", "c", says="c: does not exist")
+    grown.refused("verify", "src", "src", "out", says="says method 'paper': it was not fused of two")
+    grown.refused("verify", "a", "b", "c", "d", says="verify takes the source's folder and the grown one.*got 4")
     assert grown("verify").code == 2
 
 

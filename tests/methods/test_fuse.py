@@ -1,5 +1,6 @@
 """Two models of one family fused into one that is as wide as both together."""
 
+import math
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -19,6 +20,7 @@ from growformer.methods.copied import DEEPFUSION
 from growformer.planning import apply
 from growformer.planning.fuse import Fuser, fuse_plan
 from growformer.proof.bar import BAR
+from growformer.proof.claim_changed import token_cost
 from tests.tiny import build
 
 DOUBLED: dict[str, dict[str, int]] = {
@@ -64,6 +66,15 @@ def test_a_model_fused_with_itself_is_its_self_fusion(kind: str) -> None:
     assert got.keys() == want.keys()
     assert [name for name in want if not torch.equal(got[name], want[name])] == []
     assert relative(of(one).logits, of(fused).logits) <= BAR
+
+
+@pytest.mark.parametrize("kind", DOUBLED)
+def test_a_model_beside_its_wider_self_computes_what_it_does(kind: str) -> None:
+    one = stock(kind)
+    wider = gf.expand(one, method="deepfusion", **DOUBLED[kind])
+    a, c = of(one), of(fuse(one, wider))
+    assert c.config["n_embd" if kind == "gpt2" else "hidden_size"] == 72
+    assert relative(a.logits, c.logits) <= BAR
 
 
 @pytest.mark.parametrize("kind", DOUBLED)
@@ -172,6 +183,12 @@ def test_what_is_measured() -> None:
     bare = one.model, other.model, fuse(one.model, other.model)
     beside = measure(*bare, tokens())  # hidden states: one's beside the other's
     assert beside.apart is None and set(beside.costs) == {None} and beside.relative > 1e-2
+
+
+def test_scores_of_labels_cost_no_token() -> None:
+    ids, logits = tokens(), torch.zeros(3, 16, 37)
+    assert token_cost({"logits": logits}, {"input_ids": ids}) == pytest.approx(math.log(37))
+    assert token_cost({"logits": logits[..., :5]}, {"input_ids": ids}) is None
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {

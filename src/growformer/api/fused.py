@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from growformer.api.folders import Progress
-from growformer.api.planned import family_of
+from growformer.api.planned import family_of, require_equal
 from growformer.checkpoint import Receipt, TensorFiles, read_config, require_growable, sha256, size_text
 from growformer.checkpoint.hub import located
 from growformer.checkpoint.stock import fields_read, full_config
@@ -50,6 +50,10 @@ def planned(folders: Sequence[Path], files: Sequence[TensorFiles], ignored: Sequ
     one, other = map(half, folders, files)
     fusion = fuse_plan(one, other, DEEPFUSION, ignored)
     require_sizes(fusion)
+    tied = one.family.tied
+    for folder, plan in zip(folders, (fusion.one, fusion.other), strict=True):
+        if tied is not None and tied.head in plan.dropped:
+            require_equal(folder, tied, next(str(t.source) for t in plan.tensors if t.pattern == tied.embedding))
     return fusion
 
 
@@ -148,9 +152,12 @@ def verify_fused(
     Raises:
         SourceError: a folder or the receipt cannot be read, or OUT was not fused.
     """
+    read_config(out)  # whether it is a model's folder at all comes first
     receipt = Receipt.read(out)
     if receipt.method != METHOD:
-        raise SourceError(f"{out}: its growformer.json says method {receipt.method!r}: it was not fused of two models")
+        raise SourceError(
+            f"{out}: its growformer.json says method {receipt.method!r}: it was not fused of two; verify SRC OUT"
+        )
     recorded = (receipt.source, receipt.plan["other_source"])
     named = zip((one, other), recorded, strict=True)
     folders = tuple(located(_there(out, told["path"]) if given is None else given) for given, told in named)

@@ -159,7 +159,7 @@ def fuse_checkpoint(
             copy_companions(folders[0], made)
             proof = prove_fused(folders, files, made, fusion, prove_level, progress)
             proof.raise_if_changed()
-            notes = _notes(folders)
+            notes = (*_notes(folders), *dict.fromkeys((*fusion.one.notes, *fusion.other.notes)))
             _card(made, folders, fusion, proof, dtype, config)
             _receipt(made, folders, files, fusion, proof, dtype).write(made)
     return Fused(out, fusion, proof, notes)
@@ -224,7 +224,7 @@ def _receipt(
         seed=0,
         dtype=dtype,
         request=dict(fusion.one.request),
-        moved=list(fusion.one.moved),
+        moved=[],
         source=sources[0],  # type: ignore[arg-type]
         target={"files": {str(path.relative_to(made)): sha256(path) for path in written}},
         axes=dict(fusion.one.axes),

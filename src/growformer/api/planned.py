@@ -150,7 +150,7 @@ def plan(
     )
     _require_sizes(family, made)
     if family.tied is not None and family.tied.head in made.dropped:
-        _require_equal(
+        require_equal(
             source, family.tied, next(str(t.source) for t in made.tensors if t.pattern == family.tied.embedding)
         )
     return made
@@ -168,7 +168,7 @@ def _require_sizes(family: Family, made: Plan) -> None:
             )
 
 
-def _require_equal(source: str | Path | transformers.PreTrainedModel, tied: Tied, embedding: str) -> None:
+def require_equal(source: str | Path | transformers.PreTrainedModel, tied: Tied, embedding: str) -> None:
     """Refuse a head that the config ties to an embedding of other values: what was meant, only its owner knows."""
     from growformer.proof.certificate import DictTensors, FileTensors
     from growformer.proof.equations import same

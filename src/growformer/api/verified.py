@@ -66,6 +66,8 @@ def verify(
     read_config(out)  # whether it is a model's folder at all comes first
     receipt = Receipt.read(out)
     if receipt.method == METHOD:
+        if memory is not None:
+            raise RequestError(f"memory={memory}: a fused model and the two in it are run whole; prove=auto may not")
         return verify_fused(out, src, level=level, progress=progress)
     case = recorded(src, out, receipt)
     changed = [f"{n} in the source" for n in _changed(receipt, src, "source")]

@@ -234,7 +234,7 @@ def run_verify(
             f"got {len(folders)}"
         )
     if len(folders) == 3:
-        _verify_fused(folders, level, prompt, json)
+        _verify_fused(folders, level, memory, prompt, json)
         return
     from growformer.api.verified import source_of
 
@@ -253,10 +253,12 @@ def run_verify(
     _leave(proof)
 
 
-def _verify_fused(folders: Sequence[Path], level: str, prompt: str | None, json: bool) -> None:
+def _verify_fused(folders: Sequence[Path], level: str, memory: str | None, prompt: str | None, json: bool) -> None:
     """`growformer verify ONE OTHER OUT`."""
     from growformer.api.fused import verify_fused
 
+    if memory is not None:
+        raise RequestError(f"--memory {memory}: a fused model and the two in it are run whole; --prove auto may not")
     if prompt is not None:
         raise RequestError("--prompt compares two models, and three are given; verify ONE OUT takes it")
     with show.progress(json) as tell:

@@ -137,7 +137,7 @@ def fuse_plan(one: Half, other: Half, method: Method, ignored: Collection[str] =
         made.append(
             replace(
                 plan, method="fuse", request=request, target_config=config, tensors=tuple(tensors), axes=axes,
-                changes=(_changes(one.family, wide),), within_eps=(),
+                changes=(_changes(one.family, wide),), within_eps=(), moved=(),
             )
         )  # fmt: skip
     return Fusion(made[0], made[1], frozenset(averaged), tuple(alike))
@@ -217,7 +217,8 @@ def _beside_itself(half: Half, method: Method, ignored: Collection[str]) -> Plan
             family, method, half.raw, half.full, half.defaults, half.shapes, request, read=half.read, ignored=ignored
         )
     except RequestError as error:
-        raise RequestError(f"{half.label} cannot stand beside another {family.name}: {error}") from error
+        said = f"{half.label} cannot stand beside another {family.name}, nor beside itself (--method deepfusion)"
+        raise RequestError(f"{said}: {error}") from error
 
 
 def _stays(half: Half, axis: str) -> bool:
@@ -345,8 +346,10 @@ def _halves(a: TensorPlan, b: TensorPlan) -> tuple[TensorPlan, TensorPlan]:
 
 def _masked_axis(entry: Mapping[str, Any], other: Mapping[str, Any], number: int) -> dict[str, Any]:
     """What a receipt says of an axis: this model's channels among those of both."""
-    mine, theirs = (Lift.from_json(int(e["old"]), e["lift"]) for e in (entry, other))
-    lift = _masked(mine, theirs, number, "an axis")
+    if entry["old"] == entry["new"]:
+        return dict(entry)
+    own, others = Run(int(entry["old"]), 0), Run(int(other["old"]), None, back=None)
+    lift = Lift(int(entry["old"]), (others, own) if number else (own, others))
     return {**entry, "new": lift.new, "lift": lift.to_json()}
 
 

@@ -37,5 +37,7 @@ def token_cost(outputs: Mapping[str, torch.Tensor], inputs: Mapping[str, torch.T
     logits, ids = next((x for name, x in outputs.items() if name.startswith("logits")), None), inputs.get("input_ids")
     if logits is None or ids is None or logits.dim() != 3 or logits.shape[:2] != ids.shape:
         return None
+    if int(ids.max()) >= logits.shape[-1]:  # scores of labels, not of tokens
+        return None
     wanted = ids[:, 1:].reshape(-1)
     return float(torch.nn.functional.cross_entropy(logits[:, :-1].reshape(len(wanted), -1).double(), wanted))
