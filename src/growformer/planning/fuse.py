@@ -184,7 +184,7 @@ class Fuser:
             if name in self.fusion.averaged:
                 yield ((a.double() + b.double()) / 2).to(a.dtype)
                 continue
-            out = b.clone() if theirs.shape else b
+            out = b  # in memory of its own
             for block in mine.blocks((start, stop)) if mine.shape else ():
                 if block.source is not None:
                     first = (block.start[0] - start, *block.start[1:])
