@@ -169,6 +169,15 @@ def test_zero_blocks_are_alive(kind: str) -> None:
     assert {name: count for name, count in dead.items() if count} == {}
 
 
+def test_nothing_tells_the_halves_of_one_model_apart() -> None:
+    def apart(fused: Model) -> float:
+        gradient = fused.gradients["model.layers.1.self_attn.q_proj.weight"]
+        return relative(gradient, gradient.roll((gradient.shape[0] // 2, gradient.shape[1] // 2), (0, 1)))
+
+    assert apart(of(fuse(stock("llama"), stock("llama")))) <= BAR
+    assert apart(of(fuse(stock("llama"), build("llama", seed=1).double()))) > 1e-2
+
+
 def test_what_is_measured() -> None:
     one, other = stock("llama"), build("llama", seed=1, **NARROW["llama"]).double()
     found = measure(one, other, fuse(one, other), tokens())
