@@ -5,7 +5,8 @@ from growformer.algebra import Method, Way
 GRADMAX = Method(
     name="gradmax",
     source="arXiv 2201.05125",
-    about="new units are written with zeros, and read so that the gradient of what writes them is largest",
+    about="new units are written with zeros, and read so that the gradient of what writes them is largest: one pass of "
+    "the old model",
     ways={"mlp": Way(closed="writers", fill="gradient")},
 )
 
@@ -14,7 +15,8 @@ _LEARNED = Way("copies", fill="gradient")
 LIGO = Method(
     name="ligo",
     source="arXiv 2303.00980",
-    about="a learned lift: a matrix for each axis and a mix of layers, which start as copies and follow a loss",
+    about="a learned lift: a matrix for each axis and a mix of layers, which start as copies and follow a loss for 100 "
+    "steps (steps=) of the grown model",
     ways={
         "mlp": _LEARNED,
         "heads": _LEARNED,

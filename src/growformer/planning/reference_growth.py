@@ -270,6 +270,11 @@ def _hidden(old: int, new: int, method: Method) -> AxisGrowth:
 def _way(method: Method, kind: Kind) -> Way:
     if kind not in method.ways:
         raise RequestError(f"{method.name} ({method.source}) does not grow {kind}; it grows {', '.join(method.ways)}")
+    if method.ways[kind].fill == "gradient":
+        raise RequestError(
+            f"{method.name} ({method.source}) takes what new {kind} holds from passes through a stock model's modules; "
+            f"the reference Transformer grows as tensors, and its MLPs and heads are no such modules; paper works"
+        )
     return method.ways[kind]
 
 

@@ -83,7 +83,7 @@ def _alive(grown: Sequence[Row]) -> str:
 def _copies(grown: Sequence[Row]) -> str:
     found = [row["copies"] for row in grown if row.get("copies") is not None]
     axes = sorted({axis for each in found for axis in each})
-    return ", ".join(axes) if axes else ("none" if found else "no copies")
+    return ", ".join(axes) if axes else "none" if found else "no copies" if grown else "-"
 
 
 def _moments(grown: Sequence[Row]) -> str:
@@ -109,6 +109,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         "of the grown model's true gradients, of tensors for which it is to be exact.",
         "",
         *_table(COLUMNS, summary(results)),
+        *_asking(results["rows"]),
         "",
         "## What each does",
         "",
@@ -127,11 +128,33 @@ def markdown(results: Mapping[str, Any]) -> str:
             ("model", "axes", "method", "function", "alive", "copies for ever", "moments"), _by_axis(results["rows"])
         ),
         "",
-        "Refused:",
+        "What a method grows and was not measured on a model, and why:",
         "",
         *(f"- {row['model']}, {row['axes']}, {row['method']}: {row['why']}" for row in _refused(results["rows"])),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _asking(rows: Sequence[Row]) -> list[str]:
+    """What is paid by methods that ask a loss, and by no other."""
+    said = []
+    for name in METHODS:
+        passes = sorted({row["asked"]["passes"] for row in rows if row["method"] == name and "asked" in row})
+        if passes:
+            often = " or ".join(f"{count:,}" for count in passes)
+            said.append(f"{name} {often} time{'' if passes == [1] else 's'} a growth")
+    if not said:
+        return []
+    paid = "Each time is a pass forward and backward before the first step, which no other method pays"
+    return ["", f"Methods that ask a loss: {', '.join(said)}. {paid}; the tables say how many."]
+
+
+def _asked(row: Row) -> str:
+    """How often a growth asked its loss: "; 100 passes of 2,048 tokens first"."""
+    if "asked" not in row:
+        return ""
+    passes, tokens = row["asked"]["passes"], row["asked"]["tokens"]
+    return f"; {passes:,} pass{'' if passes == 1 else 'es'} of {tokens // passes:,} tokens first"
 
 
 def _refused(rows: Sequence[Row]) -> list[Row]:
@@ -152,7 +175,7 @@ def _stories(rows: Sequence[Row]) -> list[str]:
         (
             row["method"] if row["axes"] else "(not grown)",
             row["axes"] or "-",
-            ", ".join(f"{name}={size}" for name, size in row["request"].items()) or "-",
+            (", ".join(f"{name}={size}" for name, size in row["request"].items()) or "-") + _asked(row),
             *(f"{row[at]:.4f}" for at in ("before", "after", "later")),
         )
         for row in sorted(trained, key=lambda row: (row["axes"], row["later"]))
@@ -160,7 +183,8 @@ def _stories(rows: Sequence[Row]) -> list[str]:
     return [
         "A pretrained Llama of 260 thousand parameters (stories260K), grown and trained on for 20 AdamW steps of 2,048 "
         "tokens of a novel at a learning rate of 1e-3, moments fresh: nats a token on other text of the same novel. "
-        "Twenty steps say how a method starts, not which is best.",
+        "Twenty steps say how a method starts, not which is best. Passes that a method asks for first are on further "
+        "text of the novel, each batch once: it has seen and paid so much more than the others.",
         "",
         *_table(("method", "axis", "request", "before", "just after", "20 steps later"), table),
     ]
@@ -174,6 +198,7 @@ def _by_axis(rows: Sequence[Row]) -> list[tuple[str, ...]]:
         function = f"{row['difference']:.1e}" if "difference" in row else f"changed by {row['relative']:.1e}"
         if row.get("loss_after") is not None:
             function += f" ({row['loss_before']:.2f} -> {row['loss_after']:.2f} nats)"
+        function += _asked(row)
         grown = [row] if "new" in row else []
         told = (_alive(grown), _copies(grown), _moments(grown)) if grown else ("-", "-", "-")
         out.append((row["model"], row["axes"], row["method"], function, *told))
