@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from growformer.api.training import growing
-from growformer.bench.course import courses_of, recipe_of, trunk_points
+from growformer.bench.course import courses_of, entry_of, recipe_of, trunk_points
 from growformer.bench.results import suite_hash
 from growformer.bench.suite import FOLDER, Event, Suite, read_suite, text_folder
 from growformer.errors import RequestError
@@ -153,3 +154,15 @@ def test_committed_suites_are_read(path: Path) -> None:
 def test_a_growth_says_what_an_entry_of_a_recipe_can_say() -> None:
     own = {"sequence", "stages", "multiple_of"}
     assert set(Event.model_fields) == set(Entry.model_fields) - own
+
+
+@pytest.mark.parametrize(
+    "asking", [{"method": "gradmax", "probe_batches": 3}, {"method": "gated", "fade": "line-search"}]
+)
+def test_a_growth_that_asks_a_loss_is_of_a_run(asking: dict[str, Any]) -> None:
+    suite = read_suite(SMOKE)[0]
+    arm = next(arm for arm in suite.arms if arm.name == "grown")
+    entry = Entry.model_validate(entry_of(suite, arm, Event.model_validate({"at": 0.4, **asking}), 7))
+    assert {name: getattr(entry, name) for name in asking} == asking
+    with pytest.raises(ValidationError, match="is of a growth in mid-run"):
+        Event.model_validate({"at": 0, **asking})

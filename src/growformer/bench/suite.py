@@ -42,7 +42,10 @@ class Budget(Part):
         return self
 
 
-_IN_MID_RUN = ("warmup", "fade", "freeze_old", "keep_dynamics", "learning_rate", "prove", "control")
+_IN_MID_RUN = (
+    *("warmup", "fade", "probe_batches", "freeze_old"),
+    *("keep_dynamics", "learning_rate", "prove", "control"),
+)
 
 
 class Event(Part):
@@ -55,7 +58,10 @@ class Event(Part):
     method: str = Field(default="paper", description="See `growformer methods`.")
     allow_change: bool = Field(default=False, description="The method may make another function of the model.")
     warmup: int = Field(default=0, ge=0, description="Steps over which the rate of new entries rises.")
-    fade: PositiveInt | None = Field(default=None, description="Steps over which new entries fade in: msg and gated.")
+    fade: PositiveInt | Literal["line-search"] | None = Field(
+        default=None, description="msg and gated: steps over which new entries fade in, or line-search: at once."
+    )
+    probe_batches: PositiveInt = Field(default=1, description="Batches on which gradmax or a line search asks a loss.")
     freeze_old: int = Field(default=0, ge=0, description="Steps for which old entries are held.")
     keep_dynamics: bool = Field(default=False, description="Scaled tensors keep the updates that they had.")
     learning_rate: PositiveFloat = Field(default=1.0, description="What the rate is multiplied by from then on.")

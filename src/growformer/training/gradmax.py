@@ -98,6 +98,24 @@ def fill_readers(
             each.fill([next(deltas) for _ in each.outs])
 
 
+def require_units(plan: Plan) -> float:
+    """Refuse, from the plan alone, what `fill_readers` cannot fill.
+
+    Returns:
+        FLOPs for each token of the closure's batches that the matrices G_j take, beside the passes; the singular
+        vectors, which take as much for any batch, are not in it.
+
+    Raises:
+        RequestError: more than units of MLPs grows, or they are not written and read by matrices of their own.
+    """
+    total = 0
+    for reader, writer, gates in _found(plan):
+        along = _along(reader)
+        units = reader.dims[along].new - reader.dims[along].old if gates else 1
+        total += 2 * units * reader.dims[1 - along].old * writer.dims[1 - _along(writer)].old
+    return float(total)
+
+
 def _found(plan: Plan) -> list[tuple[TensorPlan, TensorPlan, list[TensorPlan]]]:
     """Of every MLP that grows, the tensor that reads its units, the one that writes them, and those of its gate."""
     family = FAMILIES[plan.family]

@@ -87,6 +87,23 @@ class Learner:
 
         return self.machines.on_first(measured)
 
+    def asked(self, batches: torch.Tensor) -> torch.Tensor:
+        """The mean loss over batches with its graph, before anything is learned from them.
+
+        In evaluation mode, for dropout would be another one in each process, and all must choose alike.
+
+        Args:
+            batches: int64 [batch, sequence, token]; each takes one pass.
+        """
+        self.model.eval()
+        try:
+            with self._precision():
+                here = batches.to(self.machines.device)
+                losses = [self.model(input_ids=rows, labels=rows, use_cache=False).loss for rows in here]
+        finally:
+            self.model.train()
+        return torch.stack(losses).mean()
+
     def grow(self, grow: Callable[..., Any], **request: Any) -> Any:
         """Grow the model and its optimizers in place.
 

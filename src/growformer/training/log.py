@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -46,6 +47,36 @@ class Log:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._file.close()
+
+
+def growth_line(
+    step: int,
+    to: Mapping[str, int],
+    parameters: Sequence[int],
+    bits_per_byte: tuple[float, float],
+    proof: Mapping[str, Any] | None,
+) -> str:
+    """What is said of a growth to people.
+
+    Args:
+        step: after which it came.
+        to: the new sizes.
+        parameters: how many there were and are.
+        bits_per_byte: held out, before and after.
+        proof: as JSON; None: there was none.
+    """
+    sizes = ", ".join(f"{name}={size}" for name, size in to.items())
+    said = "not proved"
+    if proof is not None:
+        measured = proof["measured"]
+        said = (
+            f"proved: logits in float64 differ by {measured['algebra']['relative']:.1e}; "
+            f"{sum(measured['alive']['dead'].values())} of {measured['alive']['new_entries']:,} new entries dead"
+        )
+    return (
+        f"Step {step:,}: grown to {sizes} ({parameters[0]:,} -> {parameters[1]:,} parameters)\n"
+        f"    held out {bits_per_byte[0]:.6f} -> {bits_per_byte[1]:.6f} bits per byte; {said}"
+    )
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -21,9 +21,10 @@ from growformer.training import first, saving
 from growformer.training.factorised import grow_rank, products, spared
 from growformer.training.learner import Learner, bits
 from growformer.training.learning_rate import part_of_peak
-from growformer.training.log import Log
+from growformer.training.log import Log, growth_line
 from growformer.training.machines import Machines
 from growformer.training.place import Place
+from growformer.training.probing import Probes
 from growformer.training.proving import Witness
 from growformer.training.recipe import RecipeFile
 from growformer.training.saving import Progress
@@ -86,8 +87,9 @@ class Run:
     def _require_text(self) -> None:
         steps = steps_of(self.recipe.budget, self.stages, self.recipe.batch_tokens)
         if steps is not None:
+            ahead = max((stage.probes for stage in self.stages), default=0) - 1  # after the last step but one at most
             try:
-                self.text.require(steps * self.recipe.sequences)
+                self.text.require((steps + max(ahead, 0)) * self.recipe.sequences)
             except RequestError as error:
                 raise RequestError(f"{self.file.where('budget')}: {error}") from error
 
@@ -137,6 +139,8 @@ class Run:
                 while self._time_to_grow(grown):
                     self._grow()
                     grown = True
+                if grown and self._done():  # probes have used up the rest
+                    self._evaluate()
                 self._grow_rank()
                 if self.progress.step % self.recipe.checkpoint.every == 0 or self._done():
                     self._save()
@@ -233,6 +237,12 @@ class Run:
         """This process's share of the next step's text."""
         return self.text.batch(self.progress.position + self.machines.rank * self.mine, self.mine)
 
+    def _ahead(self, count: int) -> torch.Tensor:
+        """The next batches of all processes, [batch, sequence, token], which stay the next."""
+        recipe = self.recipe
+        rows = self.text.batch(self.progress.position, count * recipe.sequences)
+        return rows.reshape(count, recipe.sequences, recipe.sequence_length)
+
     def _seconds(self) -> float:
         return round(time.monotonic() - self.began, 3)
 
@@ -265,19 +275,25 @@ class Run:
         entry = growth.entry
         proving = self.recipe.prove if entry.prove is None else entry.prove
         before = self._measure()
+        probes = Probes(self.learner, (self.stages[progress.stage], stage), self._ahead)
         witness = Witness(self.place.out / ".proof", self.model) if proving and self.machines.first else None
         parameters = [self.model.num_parameters()]
-        self.learner.grow(
-            self.growing.grow,
-            warmup=entry.warmup,
-            freeze_old=entry.freeze_old > 0,
-            keep_dynamics=entry.keep_dynamics,
-            allow_change=growth.entry.allow_change,
-            fade=entry.fade,
-            **request_of(growth, self.recipe.seed),
-        )
+        try:
+            self.learner.grow(
+                self.growing.grow,
+                warmup=entry.warmup,
+                freeze_old=entry.freeze_old > 0,
+                keep_dynamics=entry.keep_dynamics,
+                allow_change=growth.entry.allow_change,
+                **probes.options,
+                **request_of(growth, self.recipe.seed),
+            )
+        except RequestError as error:
+            raise RequestError(f"{growth.where} at step {progress.step}: {error}") from error
         plan = self.model.growformer_plan
         said = self.machines.on_first(lambda: self._proof(witness, stage, plan))
+        probes.search()
+        progress.flops += probes.flops
         progress.stage += 1
         progress.memory = {}
         progress.multiplier *= entry.learning_rate
@@ -296,8 +312,9 @@ class Run:
             plan={"fidelity": plan.fidelity, "moved": list(plan.moved), "notes": list(plan.notes)},
             learning_rate=entry.learning_rate,
             proof=said,
+            **probes.log(),
         )
-        self._say(_line(self.progress.step, dict(growth.to), parameters, before, after, said))
+        self._say(growth_line(progress.step, growth.to, parameters, (before, after), said) + str(probes))
 
     def _grow_rank(self) -> None:
         """What the recipe's `factorised` asks for after this step; the last makes every product dense."""
@@ -369,20 +386,3 @@ class Run:
                     wrong.append(name)
             if wrong:
                 raise ChangedError(f"{partial}: loads with other weights than were trained: {', '.join(wrong[:4])}")
-
-
-def _line(
-    step: int, to: dict[str, int], parameters: list[int], before: float, after: float, proof: dict[str, Any] | None
-) -> str:
-    sizes = ", ".join(f"{name}={size}" for name, size in to.items())
-    said = "not proved"
-    if proof is not None:
-        measured = proof["measured"]
-        said = (
-            f"proved: logits in float64 differ by {measured['algebra']['relative']:.1e}; "
-            f"{sum(measured['alive']['dead'].values())} of {measured['alive']['new_entries']:,} new entries dead"
-        )
-    return (
-        f"Step {step:,}: grown to {sizes} ({parameters[0]:,} -> {parameters[1]:,} parameters)\n"
-        f"    held out {before:.6f} -> {after:.6f} bits per byte; {said}"
-    )

@@ -72,8 +72,14 @@ class Entry(Rule):
     allow_change: bool = Field(default=False, description="Go on where the method makes another function of the model.")
     seed: int | None = Field(default=None, description="Of the draws for new entries; left out: the recipe's.")
     warmup: int = Field(default=0, ge=0, description="Steps over which new entries' own learning rate rises.")
-    fade: PositiveInt | None = Field(
-        default=None, description="Steps over which new entries fade in, for methods where they do: msg and gated."
+    fade: PositiveInt | Literal["line-search"] | None = Field(
+        default=None,
+        description="For msg and gated: steps over which new entries fade in; or line-search: at once, by as much as "
+        "lowers the loss most.",
+    )
+    probe_batches: PositiveInt = Field(
+        default=1,
+        description="For gradmax and fade: line-search: how many of the run's next batches the growth asks a loss on.",
     )
     freeze_old: int = Field(default=0, ge=0, description="Steps for which old entries stay as they are.")
     keep_dynamics: bool = Field(
@@ -89,6 +95,16 @@ class Entry(Rule):
     control: bool = Field(
         default=False, description="A control: a growth to the sizes that there are, which must change nothing."
     )
+
+    @property
+    def searched(self) -> bool:
+        """Whether a search says how far new entries fade in, all at once."""
+        return self.fade == "line-search"
+
+    @property
+    def fade_steps(self) -> int | None:
+        """`fade` as `growformer.grow` takes it: 0 leaves new entries at zero, for the search."""
+        return 0 if self.fade == "line-search" else self.fade
 
 
 @dataclass(frozen=True)

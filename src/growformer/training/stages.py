@@ -16,8 +16,9 @@ from growformer.errors import RequestError
 from growformer.optim.fade import require_fade
 from growformer.planning import Plan
 from growformer.training.flops import size_of_model
+from growformer.training.gradmax import require_units
 from growformer.training.recipe import Budget, RecipeFile
-from growformer.training.schedule import Growth, spell_out
+from growformer.training.schedule import Entry, Growth, spell_out
 from growformer.training.triggers import Now, Size, fires
 
 if TYPE_CHECKING:
@@ -45,11 +46,21 @@ class Stage:
         growth: what leads to it; None for the first.
         config: what its config.json holds.
         size: of it.
+        asks: whether the growth takes what is new from a loss.
+        choosing: FLOPs, for each token that such a loss is asked on, of what is made of its passes.
     """
 
     growth: Growth | None
     config: Mapping[str, Any]
     size: Size
+    asks: bool = False
+    choosing: float = 0.0
+
+    @property
+    def probes(self) -> int:
+        """How many batches the growth asks a loss on."""
+        asked = self.growth is not None and (self.asks or self.growth.entry.searched)
+        return self.growth.entry.probe_batches if asked and self.growth is not None else 0
 
 
 def plan_stages(file: RecipeFile, config: Mapping[str, Any], growing: Growing) -> list[Stage]:
@@ -71,14 +82,40 @@ def plan_stages(file: RecipeFile, config: Mapping[str, Any], growing: Growing) -
             request = request_of(growth, file.recipe.seed)
             request.pop("allow_change", None)  # a plan is made of any method, and judged below
             made = growing.plan(bare_model(stages[-1].config), **request)
+            _require_no_lift(made)
             say = ("a run leaves nothing behind that cannot learn", "allow_change: true goes on all the same")
             made.require_allowed(dead=False, change=growth.entry.allow_change, say=say)
-            made.require_closure(False, "growformer.grow(..., closure=loss) in a loop of your own")
-            require_fade(made, growth.entry.fade, "fade: K in the recipe")
+            _require_fade(made, growth.entry)
+            choosing = require_units(made) if made.learned else 0.0
+            _require_probed(made, growth.entry)
         except RequestError as error:
             raise RequestError(_placed(file, f"{growth.where}: {error}")) from error
-        stages.append(Stage(growth, made.target_config, size_of_model(made.target_config, length)))
+        size = size_of_model(made.target_config, length)
+        stages.append(Stage(growth, made.target_config, size, bool(made.learned), choosing))
     return stages
+
+
+def _require_no_lift(made: Plan) -> None:
+    if "lift" in made.learned.values():
+        raise RequestError(
+            f"{made.method} learns the lift before the grown model is there, with nothing for a run's optimizer to go "
+            f"on with: growformer.expand(model, ..., closure=loss) makes the model, and a recipe of its own trains it "
+            f"(model: from: FOLDER)"
+        )
+
+
+def _require_fade(made: Plan, entry: Entry) -> None:
+    if entry.searched and not made.behind:
+        raise RequestError(f"fade: line-search: {made.method} has nothing that fades in; msg and gated do")
+    require_fade(made, entry.fade_steps, "fade: K in the recipe, or fade: line-search")
+
+
+def _require_probed(made: Plan, entry: Entry) -> None:
+    if entry.probe_batches != 1 and not (made.learned or entry.searched):
+        raise RequestError(
+            f"probe_batches: {entry.probe_batches}: {made.method} asks no loss on them; gradmax does, and "
+            f"fade: line-search with msg and gated"
+        )
 
 
 def request_of(growth: Growth, seed: int) -> dict[str, Any]:

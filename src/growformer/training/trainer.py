@@ -83,6 +83,12 @@ class GrowthCallback(TrainerCallback):
                     f"grow[{i}].prove: the Trainer's callback compares logits before and after (growth/difference); "
                     f"for a proof, grow a saved checkpoint with growformer expand"
                 )
+            if entry.searched or entry.probe_batches != 1:
+                key = "fade: line-search" if entry.searched else "probe_batches"
+                raise RequestError(
+                    f"grow[{i}].{key}: the Trainer hands its batches to no callback, so there is nothing to ask a loss "
+                    f"on; growformer train has such batches, and so has a loop of your own"
+                )
 
     def on_init_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Listen for a grown checkpoint that is loaded into a model still small."""
@@ -244,7 +250,7 @@ class GrowthCallback(TrainerCallback):
             warmup=entry.warmup,
             freeze_old=entry.freeze_old > 0,
             keep_dynamics=entry.keep_dynamics,
-            fade=entry.fade,
+            fade=entry.fade_steps,
             averages=self.averages,
             allow_change=growth.entry.allow_change,
             **request_of(growth, self.seed),
@@ -320,7 +326,7 @@ def plan_ahead(model: Any, growths: Sequence[Growth], seed: int) -> list[Any]:
             made = growformer.plan(bare, **request_of(growth, seed))
             require_live(made, model, change=growth.entry.allow_change)
             made.require_closure(False, "growformer.grow(..., closure=loss) in a loop of your own")
-            require_fade(made, growth.entry.fade)
+            require_fade(made, growth.entry.fade_steps)
         except RequestError as error:
             raise RequestError(f"{growth.where}: {error}") from error
         bare = skeleton(model, made.target_config)
