@@ -47,6 +47,7 @@ class Family:
         copied: axes that grow only by copies of all their channels, each with the reason in one sentence.
         optional: names of tensors that a config switches on (biases), with the field that does.
         gates: names of tensors that write an MLP's gate: it multiplies what another tensor writes in the same channels.
+        activations: by axis of units, the config field that names what stands between their writers and their readers.
         uneven: names of tensors that only some layers have (dense and sparse layers in turn).
         prefix: the part of the names that a bare backbone's checkpoint leaves out.
         drop: names of old buffers that are computed, not stored, and are left behind.
@@ -86,6 +87,7 @@ class Family:
     copied: Mapping[str, str] = field(default_factory=dict)
     optional: Mapping[str, str] = field(default_factory=dict)
     gates: tuple[str, ...] = ()
+    activations: Mapping[str, str] = field(default_factory=dict)
     uneven: tuple[str, ...] = ()
     prefix: str = ""
     drop: tuple[str, ...] = ()

@@ -114,6 +114,7 @@ BART = Family(
         Divides(by="encoder_attention_heads", over="d_model"),
         Divides(by="decoder_attention_heads", over="d_model"),
     ),
+    activations={"mlp": "activation_function", "decoder_mlp": "activation_function"},
     neutral=(
         "encoder_layers",
         "encoder_attention_heads",

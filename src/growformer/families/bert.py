@@ -83,6 +83,7 @@ BERT = Family(
     drop=("bert.embeddings.position_ids",),
     rules=(Divides(by="num_attention_heads", over="hidden_size"),),
     requires={"add_cross_attention": False},
+    activations={"mlp": "hidden_act"},
     neutral=(
         "type_vocab_size",
         "hidden_act",

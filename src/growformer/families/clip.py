@@ -156,6 +156,7 @@ CLIP = Family(
         Divides(by="text_config.num_attention_heads", over="text_config.hidden_size"),
         Divides(by="vision_config.num_attention_heads", over="vision_config.hidden_size"),
     ),
+    activations={"text_mlp": "text_config.hidden_act", "vision_mlp": "vision_config.hidden_act"},
     neutral=(
         "projection_dim",
         "logit_scale_init_value",

@@ -47,6 +47,7 @@ CLIP_TEXT_MODEL = Family(
     prefix="text_model.",
     drop=("text_model.embeddings.position_ids",),
     rules=(Divides(by="num_attention_heads", over="hidden_size"),),
+    activations={"mlp": "hidden_act"},
     neutral=("projection_dim", "hidden_act", "attention_dropout", "initializer_range", "initializer_factor"),
     sample={
         "vocab_size": 61,

@@ -130,6 +130,7 @@ DEBERTA_V2 = replace(
     settled=2,
     follows={"pooler_hidden_size": "hidden_size"},
     requires={"attention_head_size": None},
+    activations={"mlp": "hidden_act", "pooled": "pooler_hidden_act"},
     neutral=(
         "max_position_embeddings",
         "hidden_act",

@@ -75,6 +75,7 @@ DISTILBERT = Family(
     prefix="distilbert.",
     drop=("distilbert.embeddings.position_ids",),
     rules=(Divides(by="n_heads", over="dim"),),
+    activations={"mlp": "activation"},
     neutral=(
         "sinusoidal_pos_embds",
         "dropout",

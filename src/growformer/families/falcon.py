@@ -151,6 +151,7 @@ FALCON = Family(
         "bos_token_id": 1,
         "eos_token_id": 2,
     },
+    activations={"mlp": "activation"},
     neutral=(
         "activation",
         "max_position_embeddings",

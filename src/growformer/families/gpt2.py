@@ -59,6 +59,7 @@ GPT2 = Family(
         "bos_token_id": 1,
         "eos_token_id": 2,
     },
+    activations={"mlp": "activation_function"},
     neutral=(
         "activation_function",
         "resid_pdrop",

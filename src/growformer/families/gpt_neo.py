@@ -72,6 +72,7 @@ GPT_NEO = Family(
         "bos_token_id": 1,
         "eos_token_id": 2,
     },
+    activations={"mlp": "activation_function"},
     neutral=(
         "activation_function",
         "initializer_range",

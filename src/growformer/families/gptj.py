@@ -55,6 +55,7 @@ GPTJ = Family(
         "bos_token_id": 1,
         "eos_token_id": 2,
     },
+    activations={"mlp": "activation_function"},
     neutral=(
         "n_positions",
         "activation_function",

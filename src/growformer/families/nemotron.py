@@ -71,5 +71,6 @@ NEMOTRON = Family(
         "max_position_embeddings": 32,
         "norm_eps": 1e-3,
     },
+    activations={"mlp": "hidden_act"},
     neutral=("hidden_act", "max_position_embeddings", "initializer_range", "attention_dropout"),
 )

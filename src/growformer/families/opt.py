@@ -128,6 +128,7 @@ OPT = Family(
         {"word_embed_proj_dim": 18},
         {"do_layer_norm_before": False, "word_embed_proj_dim": 18},
     ),
+    activations={"mlp": "activation_function"},
     neutral=(
         "activation_function",
         "init_std",

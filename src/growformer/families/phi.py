@@ -79,6 +79,7 @@ PHI = Family(
         "max_position_embeddings": 64,
         "layer_norm_eps": 1e-3,
     },
+    activations={"mlp": "hidden_act"},
     neutral=(
         "hidden_act",
         "max_position_embeddings",

@@ -45,5 +45,6 @@ REFERENCE = Family(
     attention=Attention(heads="head"),
     tied=Tied("w_out", "embedding", norm="final", field="tied"),
     optional={"layers.{layer}.w_gate": "gated", "layers.{layer}.b_gate": "gated", "norm_final": "final_norm"},
+    activations={"mlp": "activation"},
     neutral=("causal", "activation", "final_norm"),
 )

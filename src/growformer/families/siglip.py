@@ -68,6 +68,7 @@ SIGLIP = replace(
     ),
     follows={"text_config.projection_size": "vision_config.hidden_size"},
     requires={"vision_config.vision_use_head": True},
+    activations={**CLIP.activations, "head_mlp": "vision_config.hidden_act"},
     neutral=(
         "initializer_factor",
         "text_config.hidden_act",

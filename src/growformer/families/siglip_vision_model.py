@@ -60,6 +60,7 @@ SIGLIP_VISION_MODEL = replace(
     },
     prefix="vision_model.",
     drop=("vision_model.embeddings.position_ids",),
+    activations={"mlp": "hidden_act", "pooled_mlp": "hidden_act"},
     neutral=(
         "hidden_act",
         "attention_dropout",

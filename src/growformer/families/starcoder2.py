@@ -73,6 +73,7 @@ STARCODER2 = Family(
         "bos_token_id": 1,
         "eos_token_id": 2,
     },
+    activations={"mlp": "hidden_act"},
     neutral=(
         "hidden_act",
         "max_position_embeddings",

@@ -117,6 +117,7 @@ T5 = Family(
     uneven=("transformer.encoder.embed_tokens.weight", "transformer.decoder.embed_tokens.weight"),
     prefix="transformer.",
     drop=("transformer.decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",),
+    activations={"mlp": "dense_act_fn"},
     neutral=(
         "num_decoder_layers",
         "relative_attention_num_buckets",

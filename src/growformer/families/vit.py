@@ -59,6 +59,7 @@ VIT = Family(
         "vit.encoder.layer.{layer}.attention.attention.value.bias": "qkv_bias",
     },
     prefix="vit.",
+    activations={"mlp": "hidden_act", "pooled": "pooler_act"},
     neutral=(
         "hidden_act",
         "hidden_dropout_prob",

@@ -105,6 +105,7 @@ WHISPER = Family(
         Divides(by="decoder_attention_heads", over="d_model"),
     ),
     requires={"use_weighted_layer_sum": False},
+    activations={"mlp": "activation_function", "decoder_mlp": "activation_function"},
     neutral=(
         "vocab_size",
         "max_target_positions",

@@ -19,6 +19,7 @@ from growformer.planning.ports import restoring
 from growformer.planning.resolve import resolve_growth
 from growformer.planning.served import check_served
 from growformer.planning.sizes import Sizes, resolve_sizes
+from growformer.planning.slopes import without_slope
 
 
 def make_plan(
@@ -70,6 +71,7 @@ def make_plan(
     growth = resolve_growth(
         family, sizes, method, tied=tied, headed=headed, layers_at=places, choices=choices, seed=seed
     )
+    growth = without_slope(family, growth, full)
     config, notes = target_config(family, raw, full, growth, sizes, choices.rope)
     covered = cover(family, growth, shapes, full, becoming)
     _check_absorbed(family, growth, covered)

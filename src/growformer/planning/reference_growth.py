@@ -32,6 +32,7 @@ from growformer.planning.picks import cycle
 from growformer.planning.plan import Plan
 from growformer.planning.ports import eps_factor
 from growformer.planning.resolve import plain_growth, stream_growth
+from growformer.planning.slopes import without_slope
 
 if TYPE_CHECKING:
     from growformer.models import LayerSize, ReferenceConfig, ReferenceTransformer
@@ -128,7 +129,9 @@ def plan_reference(
     """
     grown, growth = grow_reference(config, expansion, method)
     switches = {"gated": bool(config.layers) and config.activation == "swiglu", "final_norm": config.final_norm}
-    covered = cover(family, growth, shapes, {**config.to_dict(), **switches})
+    full = {**config.to_dict(), **switches}
+    growth = without_slope(family, growth, full)
+    covered = cover(family, growth, shapes, full)
     plan = Plan(
         family=family.name,
         method=method.name,

@@ -37,14 +37,15 @@ class _Leaky(TorchFunctionMode):
     """ReLU, and GELU where it rounds to zero, with a slope below zero.
 
     A unit that is off for all of the data has no gradient, though other data would turn it on: that says nothing of the
-    growth. Leaking, it has one, unless it is closed on both sides, for 0 stays 0.
+    growth. Leaking, it has one, unless it is closed on both sides, for 0 stays 0. At 0 itself a ReLU has the slope that
+    it has in training, which is 0: a unit that is written with zeros alone stands there whatever the data is.
     """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func in (torch.relu, torch.relu_, torch.Tensor.relu, torch.Tensor.relu_, torch.nn.functional.relu):
-            return torch.nn.functional.leaky_relu(args[0], 0.1)
+            return torch.where(args[0] < 0, 0.1 * args[0], torch.nn.functional.threshold(args[0], 0.0, 0.0))
         if func is torch.nn.functional.gelu:
             out = func(*args, **(kwargs or {}))
             return torch.where(out == 0, 0.1 * args[0], out)
