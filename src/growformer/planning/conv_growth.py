@@ -85,7 +85,11 @@ class _Grower:
             raise RequestError(f"{where}: closed where it is written, a channel is 0, and must be 0 behind a ReLU")
         pick = picker(self.method, self.family, axis, self.seed)
         grown = plain_growth(axis, old, new, way, lambda _, was, count: pick(where, was, count))
-        return replace(grown, scope=scope)
+        flat = (
+            f"{where} {old} -> {new}: new channels are written with zeros, where a ReLU has no slope, so that no "
+            f"gradient ever reaches them; mlp=paper is alive"
+        )
+        return replace(grown, scope=scope, dead=flat if 0 < old < new and grown.closed == "writers" else "")
 
     def layers(self, axis: str, scope: Scope, old: int, new: int, at: Sequence[int] | None) -> AxisGrowth:
         """The growth of one index axis of layers, the first of which stays the first."""
@@ -241,6 +245,7 @@ def plan_trunk(
         dropped=covered.dropped,
         axes=axes_json(growth),
         layers={_scoped(axis): tuple(axis.sources) for axis in growth if axis.axis in index},
+        dead=tuple(dict.fromkeys(axis.dead for axis in growth if axis.dead)),
     )
 
 
