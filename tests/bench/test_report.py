@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from growformer.bench.summary import summarize
 from growformer.report.bench import COLUMNS, render, write_bench
 from growformer.report.bench_drawing import COLOURS, DARK, DASHES, Row, Series, alone, costs, courses, forest, look
+from growformer.report.bench_text import markdown
 from tests.bench.test_summary import SAVED, made
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -51,6 +53,14 @@ def test_the_page_says_whether_growing_is_worth_it_at_all() -> None:
     assert "At this budget the final size is not worth having" in render(made(), "results")[0]
     html, _ = render(made({**SAVED, "small": -0.2, "nothing": -0.2}), "results")
     assert "At this budget the final size is worth having" in html
+
+
+def test_the_table_in_markdown_has_every_arm_and_the_same_numbers() -> None:
+    table = markdown(summarize(made())).splitlines()
+    assert len(table) == 2 + 8 and len({line.count(" | ") for line in table}) == 1
+    grown = next(line for line in table if line.startswith("| grown |"))
+    assert "22.2% [22.2%, 22.2%]" in grown and "30.0% [30.0%, 30.0%] *" in grown and grown.endswith("| saves |")
+    assert next(line for line in table if line.startswith("| nothing |")).endswith("| bit for bit |")
 
 
 def test_arms_that_came_later_are_named() -> None:

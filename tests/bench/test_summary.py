@@ -81,6 +81,18 @@ def test_a_known_saving_is_recovered_and_that_of_step_0_taken_off() -> None:
     assert grown.seconds == 2.0 and grown.all_flops == 3 * BUDGET
 
 
+def test_how_far_the_curve_is_from_its_own_arms() -> None:
+    """Two budgets bear a line; a third one off it shows."""
+    assert summarize(made()).misfit == pytest.approx(0, abs=1e-9)
+    data = smoke()
+    data["arms"].insert(0, {"name": "scratch-more", "budget": 2.0})
+    data["analysis"]["curve"].append("scratch-more")
+    changes = {"arms": data["arms"], "analysis": data["analysis"]}
+    assert summarize(made({**SAVED, "scratch-more": 0.0}, changes)).misfit == pytest.approx(0, abs=1e-9)
+    found = summarize(made({**SAVED, "scratch-more": 0.2}, changes)).misfit
+    assert found is not None and 0.05 < found < 0.2
+
+
 def test_where_nothing_is_saved_nothing_is_claimed() -> None:
     summary = summarize(made({**SAVED, "grown": 0.0, "grown-at-0": 0.0}))
     assert line(summary, "grown").saved.mean == pytest.approx(0.0, abs=1e-12)

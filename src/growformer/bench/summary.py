@@ -73,6 +73,8 @@ class Summary:
         suite: as its file says it.
         lines: of the arms.
         curves: the scratch curve of each seed.
+        misfit: the largest share of FLOPs by which an arm of the scratch curve lies off it: what the curve's shape
+            alone may make of a saving.
         noise: standard deviation of a run's loss over seeds, bits per byte; None: unknown.
         least: the arm with the least loss among those that never grow, at the suite's budget.
         worth: loss of the best smaller model that never grows, minus that of the final size from scratch, at the
@@ -85,6 +87,7 @@ class Summary:
     suite: Mapping[str, Any]
     lines: Sequence[Line]
     curves: Mapping[int, Curve]
+    misfit: float | None
     noise: float | None
     least: str | None
     worth: Interval | None
@@ -117,8 +120,9 @@ def summarize(results: Mapping[str, Result]) -> Summary:
     least = _least(still)
     smaller = _least([line for line in still if line.arm["start"] and line.arm["model"] is None])
     spread = noise([[found.loss(name) for name in line.runs.values()] for line in lines])
+    off = [abs(line.saved.mean) for line in lines if line.name in found.analysis.curve and line.saved]
     return Summary(
-        suite, lines, found.curves, spread,
+        suite, lines, found.curves, max(off, default=None), spread,
         least=least.name if least else None,
         worth=smaller.difference if smaller else None,
         smaller=smaller.name if smaller else None,

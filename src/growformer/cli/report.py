@@ -15,8 +15,16 @@ def report(
     out: Annotated[
         Path | None, typer.Option("--out", help="The HTML file to write; left out: report.html in RESULTS.")
     ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table of arms as Markdown instead.")] = False,
 ) -> None:
     """Write one HTML page on the results of a suite, and its figures as SVG files. Nothing is fetched to read it."""
+    if markdown:
+        from growformer.bench.results import read_results
+        from growformer.bench.summary import summarize
+        from growformer.report.bench_text import markdown as table
+
+        show.say(table(summarize(read_results(results))).rstrip())
+        return
     from growformer.report.bench import write_bench
 
     page, figures = write_bench(results, out or results / "report.html")

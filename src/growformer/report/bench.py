@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from growformer.bench.analysis import Interval
 from growformer.bench.results import read_results
 from growformer.bench.summary import Line, Summary, summarize
 from growformer.checkpoint.folder import target_errors
 from growformer.report import bench_drawing as drawing
 from growformer.report.bench_drawing import Row, Series
+from growformer.report.bench_text import said
 from growformer.report.drawing import page
 
 SIZES = (("wide", 760, 380), ("narrow", 360, 320))
@@ -98,20 +98,20 @@ def _row(line: Line, results: Mapping[str, Mapping[str, Any]], links: str) -> li
         _cell(line.verdict or (f"{line.arm['same_as']}: {control}" if control else "-"), line.verdict),
         _cell(" -> ".join(sizes) or "-", some["parameters"][-1] if some else None),
         _cell("-" if line.rate is None else f"{line.rate:g}", line.rate, "at the end of the grid" if line.edge else ""),
-        _cell(_said(line.loss, ".4f"), line.loss.mean if line.loss else None, links=runs),
-        _cell(_said(line.difference, "+.4f"), line.difference.mean if line.difference else None),
+        _cell(said(line.loss, ".4f"), line.loss.mean if line.loss else None, links=runs),
+        _cell(said(line.difference, "+.4f"), line.difference.mean if line.difference else None),
         _cell(
-            _said(line.over_small, "+.4f"),
+            said(line.over_small, "+.4f"),
             line.over_small.mean if line.over_small else None,
-            f"{_said(line.saved_over_small, '.1%')} FLOPs saved" if line.saved_over_small else "",
+            f"{said(line.saved_over_small, '.1%')} FLOPs saved" if line.saved_over_small else "",
         ),
         _cell(
-            _said(line.saved, ".1%"),
+            said(line.saved, ".1%"),
             line.saved.mean if line.saved else None,
             "beyond the measured curve" if line.beyond and line.saved else "",
         ),
-        _cell(_said(line.claimed, ".1%"), line.claimed.mean if line.claimed else None),
-        _cell(_said(line.credit, ".2f"), line.credit.mean if line.credit else None, credit_note),
+        _cell(said(line.claimed, ".1%"), line.claimed.mean if line.claimed else None),
+        _cell(said(line.credit, ".2f"), line.credit.mean if line.credit else None, credit_note),
         _cell(f"{some['tokens']:,}" if some else "-", some["tokens"] if some else None),
         _cell(f"{some['flops']['total']:.3g}" if some else "-", some["flops"]["total"] if some else None,
               f"{line.all_flops:.3g} with all trials"),
@@ -121,15 +121,6 @@ def _row(line: Line, results: Mapping[str, Mapping[str, Any]], links: str) -> li
 
 def _cell(text: str, sort: object, small: str = "", links: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
     return {"text": text, "sort": "" if sort is None else sort, "small": small, "links": links}
-
-
-def _said(found: Interval | None, form: str) -> str:
-    """A value and its interval."""
-    if found is None:
-        return "-"
-    if found.low is None or found.high is None:
-        return f"{found.mean:{form}} (one seed)"
-    return f"{found.mean:{form}} [{found.low:{form}}, {found.high:{form}}]"
 
 
 def _trial(line: Line, results: Mapping[str, Mapping[str, Any]], links: str) -> dict[str, Any]:

@@ -1,0 +1,43 @@
+"""The results of a benchmark as Markdown, for docs and chats: one line an arm."""
+
+from __future__ import annotations
+
+from growformer.bench.analysis import Interval
+from growformer.bench.summary import Line, Summary
+
+COLUMNS = (
+    "arm", "parameters", "rate", "seeds", "bits per byte", "against scratch", "against not growing", "FLOPs saved",
+    "beyond step 0", "verdict",
+)  # fmt: skip
+
+
+def markdown(summary: Summary) -> str:
+    """The table of all arms that have results."""
+    rows = [_row(line) for line in summary.lines if line.runs]
+    lines = [COLUMNS, ("---",) * len(COLUMNS), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+
+
+def _row(line: Line) -> tuple[str, ...]:
+    some = line.result
+    sizes = " -> ".join(f"{size:,}" for size in some["parameters"]) if some else "-"
+    control = {True: "bit for bit", False: "NOT bit for bit", None: "-"}[line.control]
+    edge = " (end of the grid)" if line.edge else ""
+    return (
+        line.name, sizes, "-" if line.rate is None else f"{line.rate:g}{edge}", str(len(line.runs)),
+        said(line.loss, ".4f"), said(line.difference, "+.4f"), said(line.over_small, "+.4f"),
+        said(line.saved, ".1%") + (" *" if line.beyond and line.saved else ""),
+        said(line.claimed, ".1%"), line.verdict or control,
+    )  # fmt: skip
+
+
+def said(found: Interval | None, form: str) -> str:
+    """A value and its interval."""
+    if found is None:
+        return "-"
+    if found.low is None or found.high is None:
+        return f"{found.mean:{form}} (one seed)"
+    return f"{found.mean:{form}} [{found.low:{form}}, {found.high:{form}}]"
+
+
+__all__ = ["markdown", "said"]
