@@ -134,6 +134,7 @@ def test_what_is_saved_against_not_growing() -> None:
     assert grown.saved_over_small.mean == pytest.approx(1 - 0.7 / 0.95)
     losses = {seed: law(BUDGET / 0.7) * luck - law(BUDGET / 0.95) * luck for seed, luck in LUCK.items()}
     assert grown.over_small.mean == pytest.approx(sum(losses.values()) / 2) and grown.over_small.mean < 0
+    assert grown.beyond_small and not line(summarize(results), "nothing").beyond_small
     one = line(summarize(made()), "grown")  # the small model at one budget: a difference, and no curve
     assert one.saved_over_small is None and one.over_small.mean == pytest.approx(grown.over_small.mean)
     assert line(summarize(results), "small").over_small is None

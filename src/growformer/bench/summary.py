@@ -32,6 +32,7 @@ class Line:
         over_small: loss minus that of its own first model, never grown, at the suite's budget, paired by seed.
         saved_over_small: share of FLOPs saved at equal loss against the curve of that model; None: the suite has it at
             one budget only.
+        beyond_small: whether some loss lies outside of those that this curve was fitted to.
         saved: share of FLOPs saved at equal loss against the scratch curve; None: it is not there, or not reached.
         beyond: whether some loss lies outside of those that the curve was fitted to.
         claimed: `saved` with the saving of the same growth before the first step taken off.
@@ -55,6 +56,7 @@ class Line:
     difference: Interval | None
     over_small: Interval | None
     saved_over_small: Interval | None
+    beyond_small: bool
     saved: Interval | None
     beyond: bool
     claimed: Interval | None
@@ -167,7 +169,7 @@ class _Found:
         tried = self._rates(arm)
         rate = self.rates[name]
         some = self.results[next(iter(runs.values()))] if runs else None
-        ratios = self._ratios(name)
+        ratios, small = self._ratios(name), self._still_curves(arm)
         claimed = self._claimed(arm, ratios)
         credit = self._interval(self._credits(name))
         sizes = some["flops_per_token"] if some else []
@@ -184,7 +186,8 @@ class _Found:
             seconds=sum(self.results[n]["seconds"] for n in runs.values()) / len(runs) if runs else None,
             difference=self._difference(name, self.scratch),
             over_small=self._difference(name, self._small(arm)),
-            saved_over_small=_mapped(self._interval(self._ratios(name, self._still_curves(arm)))),
+            saved_over_small=_mapped(self._interval(self._ratios(name, small))),
+            beyond_small=any(not curve.covers(self.loss(runs[s])) for s, curve in small.items() if s in runs),
             saved=_mapped(self._interval(ratios)),
             beyond=any(not self.curves[seed].covers(self.loss(runs[seed])) for seed in ratios),
             claimed=_mapped(claimed),

@@ -103,7 +103,9 @@ def _row(line: Line, results: Mapping[str, Mapping[str, Any]], links: str) -> li
         _cell(
             said(line.over_small, "+.4f"),
             line.over_small.mean if line.over_small else None,
-            f"{said(line.saved_over_small, '.1%')} FLOPs saved" if line.saved_over_small else "",
+            f"{said(line.saved_over_small, '.1%')} FLOPs saved{', beyond its curve' if line.beyond_small else ''}"
+            if line.saved_over_small
+            else "",
         ),
         _cell(
             said(line.saved, ".1%"),

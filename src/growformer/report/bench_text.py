@@ -6,8 +6,8 @@ from growformer.bench.analysis import Interval
 from growformer.bench.summary import Line, Summary
 
 COLUMNS = (
-    "arm", "parameters", "rate", "seeds", "bits per byte", "against scratch", "against not growing", "FLOPs saved",
-    "beyond step 0", "verdict",
+    "arm", "parameters", "rate", "seeds", "bits per byte", "against scratch", "against not growing",
+    "FLOPs saved against it", "FLOPs saved against scratch", "beyond step 0", "verdict",
 )  # fmt: skip
 
 
@@ -26,6 +26,7 @@ def _row(line: Line) -> tuple[str, ...]:
     return (
         line.name, sizes, "-" if line.rate is None else f"{line.rate:g}{edge}", str(len(line.runs)),
         said(line.loss, ".4f"), said(line.difference, "+.4f"), said(line.over_small, "+.4f"),
+        said(line.saved_over_small, ".1%") + (" *" if line.beyond_small and line.saved_over_small else ""),
         said(line.saved, ".1%") + (" *" if line.beyond and line.saved else ""),
         said(line.claimed, ".1%"), line.verdict or control,
     )  # fmt: skip
