@@ -46,7 +46,8 @@ def _rank(rank: int, ranks: int, scenarios: list[Scenario], folder: Path, report
         outcome[scenario.__name__] = "\n".join(filter(None, problems))
     if rank == 0:
         report.write_text(json.dumps(outcome))
-    dist.destroy_process_group()
+    dist.barrier()
+    os._exit(0)  # all is said: threads of the process group now and then abort a process whose interpreter shuts down
 
 
 def failing(folder: Path) -> None:
