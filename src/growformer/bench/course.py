@@ -90,7 +90,8 @@ def recipe_of(suite: Suite, data: Path, course: Course, rate: float, seed: int, 
         seed: of the run.
         source: a model that has grown before the first step, where the arm has one.
     """
-    pairs = [(event, at) for event, at in zip(course.arm.grow, course.grows, strict=False) if at]
+    grows = course.grows if course.arm.factorised is None else ()
+    pairs = [(event, at) for event, at in zip(course.arm.grow, grows, strict=True) if at]
     model = {"from": str(source)} if source is not None else first_of(suite, course.arm)
     return _recipe(suite, data, model, rate, seed) | {
         "budget": {"steps": course.steps},
@@ -177,11 +178,11 @@ def _sizes(suite: Suite, data: Path, arm: Arm, growing: Growing) -> list[Size]:
 
 def _sizes_of_products(asked: Products, dense: Stage) -> list[Size]:
     """Of a model of products, by rank, and of the dense one."""
-    from growformer.training.factorised import sparable
+    from growformer.training.factorised import fewer, sparable
 
     model, out = bare_model(dense.config), []
     for rank in (asked.rank, *(growth.rank for growth in asked.grow)):
-        less = sum(outputs * inputs - rank * (outputs + inputs) for outputs, inputs in sparable(model, rank).values())
+        less = sum(fewer(rank, *shape) for shape in sparable(model, rank).values())
         out.append(Size(dense.size.parameters - less, dense.size.flops_per_token - 6 * less))
     return [*out, dense.size]
 

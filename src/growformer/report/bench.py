@@ -12,7 +12,7 @@ from growformer.bench.summary import Line, Summary, summarize
 from growformer.checkpoint.folder import target_errors
 from growformer.report import bench_drawing as drawing
 from growformer.report.bench_drawing import Row, Series
-from growformer.report.bench_text import said
+from growformer.report.bench_text import control, said, sizes
 from growformer.report.drawing import page
 
 SIZES = (("wide", 760, 380), ("narrow", 360, 320))
@@ -90,13 +90,12 @@ def _row(line: Line, results: Mapping[str, Mapping[str, Any]], links: str) -> li
         (f"{links}/{name}.json", f"seed {seed}: {results[name]['bits_per_byte']['test']:.4f}")
         for seed, name in line.runs.items()
     ]
-    sizes = [f"{size:,}" for size in some["parameters"]] if some else []
-    control = {True: "bit for bit", False: "NOT bit for bit", None: ""}[line.control]
+    alike = control(line)
     credit_note = f"pays above {line.break_even:.2f}" if line.break_even is not None else ""
     return [
         _cell(line.name, line.name, line.about),
-        _cell(line.verdict or (f"{line.arm['same_as']}: {control}" if control else "-"), line.verdict),
-        _cell(" -> ".join(sizes) or "-", some["parameters"][-1] if some else None),
+        _cell(line.verdict or (f"{line.arm['same_as']}: {alike}" if alike else "-"), line.verdict),
+        _cell(sizes(line), some["parameters"][-1] if some else None),
         _cell("-" if line.rate is None else f"{line.rate:g}", line.rate, "at the end of the grid" if line.edge else ""),
         _cell(said(line.loss, ".4f"), line.loss.mean if line.loss else None, links=runs),
         _cell(said(line.difference, "+.4f"), line.difference.mean if line.difference else None),

@@ -19,17 +19,24 @@ def markdown(summary: Summary) -> str:
 
 
 def _row(line: Line) -> tuple[str, ...]:
-    some = line.result
-    sizes = " -> ".join(f"{size:,}" for size in some["parameters"]) if some else "-"
-    control = {True: "bit for bit", False: "NOT bit for bit", None: "-"}[line.control]
     edge = " (end of the grid)" if line.edge else ""
     return (
-        line.name, sizes, "-" if line.rate is None else f"{line.rate:g}{edge}", str(len(line.runs)),
+        line.name, sizes(line), "-" if line.rate is None else f"{line.rate:g}{edge}", str(len(line.runs)),
         said(line.loss, ".4f"), said(line.difference, "+.4f"), said(line.over_small, "+.4f"),
         said(line.saved_over_small, ".1%") + (" *" if line.beyond_small and line.saved_over_small else ""),
         said(line.saved, ".1%") + (" *" if line.beyond and line.saved else ""),
-        said(line.claimed, ".1%"), line.verdict or control,
+        said(line.claimed, ".1%"), line.verdict or control(line) or "-",
     )  # fmt: skip
+
+
+def sizes(line: Line) -> str:
+    """Parameters of an arm's models, in order."""
+    return " -> ".join(f"{size:,}" for size in line.result["parameters"]) if line.result else "-"
+
+
+def control(line: Line) -> str:
+    """Whether an arm equals the one that it must; empty where there is nothing to compare."""
+    return {True: "bit for bit", False: "NOT bit for bit", None: ""}[line.control]
 
 
 def said(found: Interval | None, form: str) -> str:
@@ -41,4 +48,4 @@ def said(found: Interval | None, form: str) -> str:
     return f"{found.mean:{form}} [{found.low:{form}}, {found.high:{form}}]"
 
 
-__all__ = ["markdown", "said"]
+__all__ = ["control", "markdown", "said", "sizes"]

@@ -96,9 +96,14 @@ def _leading(whole: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor
     return u.to(whole.dtype).contiguous(), v.to(whole.dtype).contiguous()
 
 
+def fewer(rank: int, outputs: int, inputs: int) -> int:
+    """How many entries a product of this rank has fewer than the dense weight."""
+    return outputs * inputs - rank * (outputs + inputs)
+
+
 def is_full(rank: int, outputs: int, inputs: int) -> bool:
     """Whether a product of this rank has as many entries as the dense weight."""
-    return rank * (outputs + inputs) >= outputs * inputs
+    return fewer(rank, outputs, inputs) <= 0
 
 
 def factorise(model: Any, rank: int) -> list[str]:
@@ -161,8 +166,7 @@ def factors_of(model: torch.nn.Module) -> dict[str, tuple[torch.Tensor, torch.Te
 
 def spared(model: torch.nn.Module) -> int:
     """FLOPs of a token, forward and backward, that products spare: 6 (out in - r (out + in)) for each."""
-    sizes = [(layer.u.shape[0], layer.v.shape[1], layer.rank) for layer in products(model).values()]
-    return sum(6 * (outputs * inputs - rank * (outputs + inputs)) for outputs, inputs, rank in sizes)
+    return sum(6 * fewer(layer.rank, layer.u.shape[0], layer.v.shape[1]) for layer in products(model).values())
 
 
 @contextmanager
