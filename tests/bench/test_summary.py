@@ -18,6 +18,7 @@ SAVED = {
     "grown": 0.3,
     "grown-at-0": 0.1,
     "nothing": 0.05,
+    "asked": 0.1,
     "rank": 0.2,
     "tokens": -0.1,
 }

@@ -236,5 +236,8 @@ def test_steps_of_a_budget() -> None:
     assert steps_of(Budget(tokens=71), stages, 10) == 8
     # Ten steps of 60,000 FLOPs, then steps of four times as many.
     assert steps_of(Budget(flops=60_000 * 18), stages, 10) == 12
+    # A batch on which the growth asks the old model's loss, and tries the new one, takes as much as five small steps.
+    asking = [stages[0], Stage(growth, {}, LARGE, asks=6000.0, searches=24000.0)]
+    assert steps_of(Budget(flops=60_000 * 18), asking, 10) == 11
     growth = spell_out([Entry(at={"plateau": {}}, to={"hidden_size": 96})], SIZES)[0]
     assert steps_of(Budget(flops=1e9), [stages[0], Stage(growth, {}, LARGE)], 10) is None

@@ -31,7 +31,7 @@ class Course:
         steps: all of them.
         grows: the step after which each growth comes; 0: before the first.
         sizes: of its models, in order.
-        flops: of all steps.
+        flops: of all steps, and of what growths ask a loss.
         budget: FLOPs that it was to take; `flops` is the nearest that whole steps allow.
         trunk: steps that it shares with other arms of the same start; 0: none.
     """
@@ -62,9 +62,9 @@ def courses_of(suite: Suite, data: Path, growing: Growing) -> dict[str, Course]:
     Raises:
         RequestError: a growth has no exact answer, or comes before the warm-up has ended; the message names the arm.
     """
-    final = _sizes(suite, data, Arm(name="final"), growing)[-1]
+    final = _sizes(suite, data, Arm(name="final"), growing)[0][-1]
     amount = suite.budget.flops or (suite.budget.tokens or 0) * final.flops_per_token
-    out = {arm.name: _course(suite, arm, _sizes(suite, data, arm, growing), amount * arm.budget) for arm in suite.arms}
+    out = {arm.name: _course(suite, arm, *_sizes(suite, data, arm, growing), amount * arm.budget) for arm in suite.arms}
     for start in {course.start for course in out.values()}:
         alike = [c for c in out.values() if c.start == start and 0 not in c.grows and c.arm.factorised is None]
         if len(alike) < 2:
@@ -160,8 +160,8 @@ def _recipe(suite: Suite, data: Path, model: Mapping[str, Any], rate: float, see
     }
 
 
-def _sizes(suite: Suite, data: Path, arm: Arm, growing: Growing) -> list[Size]:
-    """Of an arm's models, in order."""
+def _sizes(suite: Suite, data: Path, arm: Arm, growing: Growing) -> tuple[list[Size], float]:
+    """Of an arm's models, in order, and the FLOPs of what its growths ask a loss."""
     from growformer.training.first import first_config
 
     base = Course(arm, _TRIAL, tuple(max(1, round(at * _TRIAL)) for at in arm.shares), (), 0.0, 0.0)
@@ -170,8 +170,8 @@ def _sizes(suite: Suite, data: Path, arm: Arm, growing: Growing) -> list[Size]:
     try:
         stages = plan_stages(file, first_config(file, None), growing)
         if arm.factorised is None:
-            return [stage.size for stage in stages]
-        return _sizes_of_products(arm.factorised, stages[0])
+            return [stage.size for stage in stages], sum(stage.probe_flops(suite.batch_tokens) for stage in stages)
+        return _sizes_of_products(arm.factorised, stages[0]), 0.0
     except RequestError as error:
         raise RequestError(re.sub(r", line \d+", "", str(error))) from error  # of a recipe that nobody has written
 
@@ -187,11 +187,11 @@ def _sizes_of_products(asked: Products, dense: Stage) -> list[Size]:
     return [*out, dense.size]
 
 
-def _course(suite: Suite, arm: Arm, sizes: Sequence[Size], budget: float) -> Course:
+def _course(suite: Suite, arm: Arm, sizes: Sequence[Size], asked: float, budget: float) -> Course:
     shares = [0.0, *arm.shares, 1.0]
     mean = sum((b - a) * s.flops_per_token for a, b, s in zip(shares, shares[1:], sizes, strict=False))
-    about = max(1, round(budget / (mean * suite.batch_tokens)))
-    made = [_in_steps(suite, arm, sizes, budget, steps) for steps in range(max(1, about - 2), about + 3)]
+    about = max(1, round((budget - asked) / (mean * suite.batch_tokens)))
+    made = [_in_steps(suite, arm, sizes, asked, budget, steps) for steps in range(max(1, about - 2), about + 3)]
     best = min(made, key=lambda course: abs(course.flops - budget))
     inside = [step for step in best.grows if step]
     if best.steps <= suite.warmup_steps or any(step <= suite.warmup_steps + 1 for step in inside):
@@ -204,14 +204,14 @@ def _course(suite: Suite, arm: Arm, sizes: Sequence[Size], budget: float) -> Cou
     return best
 
 
-def _in_steps(suite: Suite, arm: Arm, sizes: Sequence[Size], budget: float, steps: int) -> Course:
+def _in_steps(suite: Suite, arm: Arm, sizes: Sequence[Size], asked: float, budget: float, steps: int) -> Course:
     """The course of so many steps."""
     falls = math.floor((1 - suite.decay) * steps)
     grows = tuple(min(falls, max(1, round(at * steps))) if at else 0 for at in arm.shares)
     ends = [*grows, steps]
     begins = [0, *grows]
     spent = [(b - a) * s.flops_per_token for a, b, s in zip(begins, ends, sizes, strict=True)]
-    return Course(arm, steps, grows, tuple(sizes), sum(spent) * suite.batch_tokens, budget)
+    return Course(arm, steps, grows, tuple(sizes), sum(spent) * suite.batch_tokens + asked, budget)
 
 
 def _with_trunk(suite: Suite, course: Course) -> Course:

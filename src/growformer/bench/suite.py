@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -252,6 +253,31 @@ class Suite(Part):
         """The learning rates that an arm tries."""
         return list(self.rates if arm.rates is None else arm.rates)
 
+    def runs_of(self, arm: Arm, chosen: float | None) -> list[tuple[float | None, int]]:
+        """The runs that an arm wants, as `runs_of` has them."""
+        control = arm.same_as is not None
+        return runs_of(self.rates_of(arm), self.seeds, self.tune_seed, chosen, control=control)
+
+
+def runs_of(
+    rates: Sequence[float], seeds: Sequence[int], tune_seed: int, chosen: float | None, *, control: bool
+) -> list[tuple[float | None, int]]:
+    """The runs that an arm wants: every rate on one seed, then the one chosen on the others.
+
+    Args:
+        rates: that it tries.
+        seeds: that it is reported for.
+        tune_seed: the one on which rates are tried.
+        chosen: the rate; None: not known yet.
+        control: whether it takes another arm's rate, and runs once.
+
+    Returns:
+        (rate, seed) of each; the rate is None where it is still to be chosen.
+    """
+    if control:
+        return [(chosen, tune_seed)]
+    return [*((rate, tune_seed) for rate in rates), *((chosen, seed) for seed in seeds if seed != tune_seed)]
+
 
 def _same_growth(arm: Arm, zero: Arm) -> bool:
     """Whether an arm does before its first step what another does in mid-run."""
@@ -307,4 +333,4 @@ def _said(path: Path, found: Any) -> str:
     return f"{path}: {key + ': ' if key else ''}{message}"
 
 
-__all__ = ["Analysis", "Arm", "Event", "Suite", "read_suite", "text_folder"]
+__all__ = ["Analysis", "Arm", "Event", "Suite", "read_suite", "runs_of", "text_folder"]

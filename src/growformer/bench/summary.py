@@ -8,7 +8,7 @@ from typing import Any
 
 from growformer.bench.analysis import Curve, Interval, fit_curve, interval, log_ratio, noise, saving, token_credit
 from growformer.bench.results import added_arms, suite_of
-from growformer.bench.suite import Analysis
+from growformer.bench.suite import Analysis, runs_of
 from growformer.errors import SourceError
 
 Result = Mapping[str, Any]
@@ -201,16 +201,12 @@ class _Found:
     def missing(self, lines: Sequence[Line]) -> int:
         count = 0
         for line in lines:
-            tried = self._rates(line.arm)
-            count += len(tried) - len(line.trials) if tried else 0
-            done = {r["seed"] for r in self._of(line.name) if r["rate"] == line.rate}
-            if line.arm["same_as"] is not None:
-                count += self.suite["tune_seed"] not in done
-                continue
-            if len(line.trials) == len(tried) and line.rate is None:
+            tried, control = self._rates(line.arm), line.arm["same_as"] is not None
+            if tried and len(line.trials) == len(tried) and line.rate is None:
                 continue  # no rate trains it at all
-            seeds = [s for s in self.suite["seeds"] if s != self.suite["tune_seed"] or line.rate is not None]
-            count += sum(seed not in done for seed in seeds)
+            wanted = runs_of(tried, self.suite["seeds"], self.suite["tune_seed"], line.rate, control=control)
+            done = {(r["rate"], r["seed"]) for r in self._of(line.name)}
+            count += sum(run not in done for run in wanted)
         return count
 
     def _rates(self, arm: Mapping[str, Any]) -> list[float]:

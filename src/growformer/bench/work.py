@@ -140,13 +140,9 @@ class Bench:
         """The runs that are still to be done, arm by arm: all rates on one seed; then the best one on every seed."""
         jobs = []
         for arm in self.suite.arms:
-            if arm.same_as is None:
-                jobs += [Job(arm.name, rate, self.suite.tune_seed) for rate in self.suite.rates_of(arm)]
-            rate = self.chosen(arm.same_as or arm.name)
-            if rate is not None:
-                seeds = self.suite.seeds if arm.same_as is None else [self.suite.tune_seed]
-                jobs += [Job(arm.name, rate, seed) for seed in seeds]
-        return [job for job in dict.fromkeys(jobs) if not self._result(job).exists()]
+            runs = self.suite.runs_of(arm, self.chosen(arm.same_as or arm.name))
+            jobs += [Job(arm.name, rate, seed) for rate, seed in runs if rate is not None]
+        return [job for job in jobs if not self._result(job).exists()]
 
     def chosen(self, arm: str) -> float | None:
         """The rate with the least held-out loss on the tuning seed; None: trials are missing, or none ended."""

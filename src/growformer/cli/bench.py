@@ -101,12 +101,10 @@ def _show_plan(made: Bench) -> None:
             )
         )  # fmt: skip
     show.table(("arm", "parameters", "steps", "grows after", "bytes", "FLOPs", "shared steps"), rows)
-    tuned = [arm for arm in suite.arms if arm.same_as is None]
-    others = len([seed for seed in suite.seeds if seed != suite.tune_seed])
-    runs = {arm.name: len(suite.rates_of(arm)) + others if arm.same_as is None else 1 for arm in suite.arms}
-    trials = sum(len(suite.rates_of(arm)) for arm in tuned)
-    total = sum(made.courses[name].flops * count for name, count in runs.items())
-    more = sum(runs.values()) - trials
+    runs = {arm.name: suite.runs_of(arm, None) for arm in suite.arms}
+    total = sum(made.courses[name].flops * len(wanted) for name, wanted in runs.items())
+    trials = sum(rate is not None for wanted in runs.values() for rate, _ in wanted)
+    more = sum(map(len, runs.values())) - trials
     show.say(f"\n{trials} trials of learning rates, {more} further runs: {total:.2e} FLOPs, shared steps counted twice")
 
 

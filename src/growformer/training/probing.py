@@ -26,7 +26,7 @@ class Probes:
 
     Args:
         learner: the model, before it grows.
-        stages: the model's stage now, and the one that the growth leads to.
+        stage: the one that the growth leads to.
         batches: gives so many batches, int64 [batch, sequence, token]; called once, where any are asked for.
 
     Attributes:
@@ -34,34 +34,31 @@ class Probes:
         found: by the line search; None where there was none.
     """
 
-    def __init__(self, learner: Learner, stages: tuple[Stage, Stage], batches: Callable[[int], torch.Tensor]) -> None:
-        self.learner, (self.before, self.after) = learner, stages
-        self.batches = batches(self.after.probes) if self.after.probes else torch.zeros(0)
+    def __init__(self, learner: Learner, stage: Stage, batches: Callable[[int], torch.Tensor]) -> None:
+        self.learner, self.stage = learner, stage
+        self.batches = batches(stage.probes) if stage.probes else torch.zeros(0)
         self.flops = 0.0
         self.found: Searched | None = None
 
     @property
     def options(self) -> dict[str, Any]:
         """What `growformer.grow` is given for it."""
-        growth = self.after.growth
+        growth = self.stage.growth
         assert growth is not None
         fade = {"fade": growth.entry.fade_steps}
-        return {**fade, "closure": self._loss} if self.after.asks else fade
+        return {**fade, "closure": self._loss} if self.stage.asks else fade
 
     def _loss(self) -> torch.Tensor:
-        per_token = self.before.size.flops_per_token + self.after.choosing
-        self.flops += self.batches.numel() * per_token * self.learner.machines.count
+        self.flops += self.batches.numel() * self.stage.asks * self.learner.machines.count
         return self.learner.asked(self.batches)
 
     def search(self) -> None:
         """Open the new entries of a growth that was made, and proved, with all of them at zero."""
-        assert self.after.growth is not None
-        if not self.after.growth.entry.searched:
+        if not self.stage.searches:
             return
         tokens = self.batches.flatten(0, 1)
         self.found = line_search(self.learner.model, lambda: self.learner.measure(tokens))
-        forward = self.after.size.flops_per_token / 3
-        self.flops += tokens.numel() * forward * len(self.found.losses)
+        self.flops += tokens.numel() * self.stage.searches
 
     def log(self) -> dict[str, Any]:
         """For the growth's line in the log; empty where nothing was asked."""

@@ -275,7 +275,7 @@ class Run:
         entry = growth.entry
         proving = self.recipe.prove if entry.prove is None else entry.prove
         before = self._measure()
-        probes = Probes(self.learner, (self.stages[progress.stage], stage), self._ahead)
+        probes = Probes(self.learner, stage, self._ahead)
         witness = Witness(self.place.out / ".proof", self.model) if proving and self.machines.first else None
         parameters = [self.model.num_parameters()]
         try:

@@ -15,6 +15,7 @@ from growformer.algebra import Family
 from growformer.errors import RequestError
 from growformer.optim.fade import require_fade
 from growformer.planning import Plan
+from growformer.training.fade import SCALES
 from growformer.training.flops import size_of_model
 from growformer.training.gradmax import require_units
 from growformer.training.recipe import Budget, RecipeFile
@@ -46,21 +47,29 @@ class Stage:
         growth: what leads to it; None for the first.
         config: what its config.json holds.
         size: of it.
-        asks: whether the growth takes what is new from a loss.
-        choosing: FLOPs, for each token that such a loss is asked on, of what is made of its passes.
+        asks: FLOPs, for each token of its probes, of asking the old model's loss what is to be new; 0: it does not.
+        searches: FLOPs, for each token of its probes, of the new model's losses in a line search; 0: there is none.
     """
 
     growth: Growth | None
     config: Mapping[str, Any]
     size: Size
-    asks: bool = False
-    choosing: float = 0.0
+    asks: float = 0.0
+    searches: float = 0.0
 
     @property
     def probes(self) -> int:
         """How many batches the growth asks a loss on."""
-        asked = self.growth is not None and (self.asks or self.growth.entry.searched)
+        asked = self.growth is not None and (self.asks or self.searches)
         return self.growth.entry.probe_batches if asked and self.growth is not None else 0
+
+    def probe_flops(self, tokens: int) -> float:
+        """What asking costs in one process.
+
+        Args:
+            tokens: of a step.
+        """
+        return self.probes * tokens * (self.asks + self.searches)
 
 
 def plan_stages(file: RecipeFile, config: Mapping[str, Any], growing: Growing) -> list[Stage]:
@@ -86,12 +95,14 @@ def plan_stages(file: RecipeFile, config: Mapping[str, Any], growing: Growing) -
             say = ("a run leaves nothing behind that cannot learn", "allow_change: true goes on all the same")
             made.require_allowed(dead=False, change=growth.entry.allow_change, say=say)
             _require_fade(made, growth.entry)
-            choosing = require_units(made) if made.learned else 0.0
             _require_probed(made, growth.entry)
+            size = size_of_model(made.target_config, length)
+            asks = stages[-1].size.flops_per_token + require_units(made) if made.learned else 0.0
+            forward = size.flops_per_token / 3  # of a step's, which goes back too
+            searches = len(SCALES) * forward if growth.entry.searched else 0.0
         except RequestError as error:
             raise RequestError(_placed(file, f"{growth.where}: {error}")) from error
-        size = size_of_model(made.target_config, length)
-        stages.append(Stage(growth, made.target_config, size, bool(made.learned), choosing))
+        stages.append(Stage(growth, made.target_config, size, asks, searches))
     return stages
 
 
@@ -163,6 +174,7 @@ def steps_of(budget: Budget, stages: Sequence[Stage], tokens: int) -> int | None
             if not fires(growth.at, seen, {})[0]:
                 break
             at += 1
+            flops += stages[at].probe_flops(tokens)
     return step
 
 
