@@ -13,7 +13,19 @@ import pytest
 
 from growformer.bench.summary import summarize
 from growformer.report.bench import COLUMNS, render, write_bench
-from growformer.report.bench_drawing import COLOURS, DARK, DASHES, Row, Series, alone, costs, courses, forest, look
+from growformer.report.bench_drawing import (
+    COLOURS,
+    DARK,
+    KINDS,
+    Row,
+    Series,
+    alone,
+    costs,
+    courses,
+    forest,
+    mark,
+    stroke,
+)
 from growformer.report.bench_text import markdown
 from tests.bench.test_summary import SAVED, made
 
@@ -91,7 +103,7 @@ def test_names_are_escaped() -> None:
     for result in results.values():
         result["suite"]["about"] = "<script>alert(1)</script>"
     assert "<script>alert" not in render(results, "results")[0]
-    rows = [Row("<b>", 0, 0.1, 0.0, 0.2)]
+    rows = [Row("<b>", "grown", 0.1, 0.0, 0.2)]
     assert "<b>" not in forest(rows, "<i>", "<u>", 760, "wide") and "&lt;b&gt;" in forest(rows, "t", "l", 760, "wide")
 
 
@@ -109,19 +121,42 @@ def within(figure: str) -> bool:
 
 @pytest.mark.parametrize(("kind", "width", "height"), [("wide", 760, 380), ("narrow", 360, 320)])
 def test_figures_stay_within_their_frames(kind: str, width: int, height: int) -> None:
-    lines = [Series(f"arm-{i}", i, [(c * 1e11, 3 / (c + 1) + i / 9) for c in range(40)], [2e12]) for i in range(17)]
+    kinds = list(KINDS)
+    lines = [
+        Series(f"arm-{i}", kinds[i % 5], [(c * 1e11, 3 / (c + 1) + i / 9) for c in range(40)], [2e12])
+        for i in range(17)
+    ]
     assert within(courses(lines, "x", "l", width, height, kind))
-    ends = [Series("a", 0, [(1e12, 2.0)]), Series("b", 8, [(2e12, 1.8), (4e12, 1.7)])]
+    ends = [Series("a", "scratch", [(1e12, 2.0)]), Series("b", "still", [(2e12, 1.8), (4e12, 1.7)])]
     assert within(costs(ends, lambda c: 60 * c**-0.125, "x", "l", width, height, kind))
     assert within(costs(ends[:1], None, "x", "l", width, height, kind))
-    rows = [Row("a", 0, 0.1, -8.0, 0.9), Row("a-long-name-of-an-arm", 1, -0.2, None, None), Row("b", 2, -3.0, -5, -1)]
-    assert within(forest(rows, "x", "l", width, kind))
+    rows = [
+        Row("a", "grown", 0.1, -8.0, 0.9),
+        Row("a-long-name-of-an-arm", "start", -0.2, None, None),
+        Row("b", "grown", -3.0, -5, -1, [-4.9, -1.0]),
+    ]
+    for line, form in ((0.0, ".1%"), (-1.0, ".4f")):
+        assert within(forest(rows, "x", "l", width, kind, line=line, form=form))
     assert not within(forest(rows, "x", "l", width, kind).replace('cx="', 'cx="9'))
 
 
-def test_arms_are_told_apart_without_colour() -> None:
-    looks = [look(i) for i in range(len(COLOURS) * len(DASHES))]
-    assert len(set(looks)) == len(looks) == 28 and len(COLOURS) == len(DARK)
+def test_kinds_of_arms_are_told_apart_without_colour() -> None:
+    assert COLOURS.keys() == DARK.keys() == KINDS.keys()
+    lines = {stroke(kind).replace(kind, "") for kind in KINDS}
+    marks = {mark(kind, 0, 0, 1).replace(kind, "") for kind in KINDS}
+    assert len(lines) == len(marks) == len(KINDS)
+
+
+def test_every_arm_of_one_cost_has_its_row_and_the_least_loss_is_first() -> None:
+    _, figures = render(made(), "results")
+    rows = re.findall(r'<g data-arm="([^"]+)"', figures["losses"])
+    assert rows[0] == "grown" and rows[-1] == "tokens" and set(rows) == SAVED.keys() - {"scratch-half"}
+    assert {line.name: line.kind for line in summarize(made()).lines} == {
+        "scratch": "scratch", "scratch-half": "scratch", "small": "still", "grown": "grown", "grown-at-0": "start",
+        "nothing": "control", "asked": "grown", "rank": "grown", "tokens": "grown",
+    }  # fmt: skip
+    alone = {name: r for name, r in made().items() if r["arm"] != "scratch"}
+    assert "losses" not in render(alone, "results")[1]
 
 
 DOM = """
@@ -132,17 +167,27 @@ const heads = [0, 1].map(() => { const h = {attrs: {}, firstElementChild: {addEv
   getAttribute(k) { return this.attrs[k] ?? null; }}; return h; });
 const body = {rows, append(row) { rows.splice(rows.indexOf(row), 1); rows.push(row); }};
 const by = {value: 0, addEventListener: (_, f) => by.change = f};
-const document = {getElementById: id => id === "by" ? by : {tBodies: [body], tHead: {rows: [{cells: heads}]}}};
+const classes = on => ({on, toggle(name, to) { this.on = to; }});
+const groups = ["a", "b"].map(arm => ({dataset: {arm}, classList: classes(false)}));
+const lit = {addEventListener: (_, f) => lit.change = f};
+const document = {body: {classList: classes(false)}, querySelectorAll: () => groups,
+  getElementById: id => id === "by" ? by : id === "lit" ? lit : {tBodies: [body], tHead: {rows: [{cells: heads}]}}};
 """
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="no node to run the page's script with")
 def test_the_table_sorts_numbers_as_numbers_and_gaps_last() -> None:
     html, _ = render(made(), "results")
-    assert len(re.findall(r"<option", html)) == len(COLUMNS) == len(re.findall(r'<button type="button">', html))
+    assert (
+        len(re.findall(r"<option value=\"\d", html)) == len(COLUMNS) == len(re.findall(r'<button type="button">', html))
+    )
     script = re.search(r"<script>(.*)</script>", html, re.S)
     assert script is not None
     say = "console.log(rows.map(r => r.name).join(''));"
     steps = f"heads[1].click();{say}heads[1].click();{say}by.change({{target: {{value: '0'}}}});{say}"
     found = subprocess.run(["node", "-e", DOM + script[1] + steps], capture_output=True, text=True, timeout=60)
     assert found.stdout.split() == ["bac", "abc", "abc"], found.stderr
+    say = "console.log([document.body, ...groups].map(e => +e.classList.on).join(''));"
+    steps = "".join(f"lit.change({{target: {{value: '{arm}'}}}});{say}" for arm in ("b", ""))
+    found = subprocess.run(["node", "-e", DOM + script[1] + steps], capture_output=True, text=True, timeout=60)
+    assert found.stdout.split() == ["101", "000"], found.stderr

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from growformer.report.bench import COLUMNS, render
-from tests.bench.test_summary import made
+from tests.bench.test_summary import SAVED, made
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -38,6 +38,11 @@ frame.onload = () => {
     const texts = [...svg.querySelectorAll("text")].map(t => t.getBoundingClientRect());
     return {width: box.width, outside: texts.filter(t => t.left < box.left - 1 || t.right > box.right + 1).length};
   });
+  const faint = () => [...doc.querySelectorAll("[data-arm]")].filter(shown)
+    .filter(e => Number(win.getComputedStyle(e).opacity) < 0.5).map(e => e.dataset.arm);
+  const lit = doc.getElementById("lit");
+  const point = arm => { lit.value = arm; lit.dispatchEvent(new win.Event("change")); return faint(); };
+  out.faint = faint().length; out.others = [...new Set(point("grown"))].sort(); out.again = point("").length;
   out.failures = win.failures;
   document.getElementById("out").textContent = JSON.stringify(out);
 };
@@ -70,7 +75,8 @@ def test_the_page_in_a_browser(width: int, tmp_path: Path) -> None:
     assert found["aria"] == "ascending" and found["named"] == sorted(found["named"])
     assert found["up"][0] == "grown" and found["up"] != found["before"]
     assert sorted(found["up"]) == sorted(found["down"]) and found["down"][-1] == "grown"
-    assert len(found["figures"]) == 3
+    assert len(found["figures"]) == 4
+    assert found["faint"] == found["again"] == 0 and found["others"] == sorted(SAVED.keys() - {"grown"})
     assert all(figure["width"] <= width and not figure["outside"] for figure in found["figures"])
 
 

@@ -66,6 +66,17 @@ class Line:
     control: bool | None
     all_flops: float
 
+    @property
+    def kind(self) -> str:
+        """What sort of arm it is: scratch, still, grown, start (grown before the first step) or control."""
+        if self.arm["same_as"] is not None:
+            return "control"
+        if _claims(self.arm):
+            return "grown"
+        if self.arm["grow"]:
+            return "start"
+        return "still" if self.arm["model"] is not None or self.arm["start"] else "scratch"
+
 
 @dataclass(frozen=True)
 class Summary:

@@ -64,7 +64,8 @@ def render(results: Mapping[str, Mapping[str, Any]], links: str) -> tuple[str, d
         suite=summary.suite,
         figures=figures,
         style=drawing.style(),
-        keys=[_key(i, line) for i, line in enumerate(summary.lines)],
+        keys=_keys(summary.lines),
+        names=[line.name for line in summary.lines if line.runs],
         columns=COLUMNS,
         rows=[_row(line, results, links) for line in summary.lines],
         trials=[_trial(line, results, links) for line in summary.lines],
@@ -134,52 +135,69 @@ def _trial(line: Line, results: Mapping[str, Mapping[str, Any]], links: str) -> 
     return {"name": line.name, "cells": cells}
 
 
-def _key(index: int, line: Line) -> dict[str, str]:
-    colour, dash = drawing.look(index)
-    return {"name": line.name, "colour": colour, "dash": dash}
+def _keys(lines: Sequence[Line]) -> list[dict[str, str]]:
+    """Kinds of arms, in words and as the figures draw them."""
+    there = {line.kind for line in lines if line.runs}
+    return [
+        {"said": said, "line": f'<path {drawing.stroke(kind)} d="M0,6H30"/>{drawing.mark(kind, 15, 6, 4)}'}
+        for kind, said in drawing.KINDS.items()
+        if kind in there
+    ]
 
 
 def _figures(summary: Summary, results: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
     """Each figure, wide and narrow."""
-    lines = list(enumerate(summary.lines))
+    lines = [line for line in summary.lines if line.runs]
+    out: dict[str, tuple[str, str]] = {}
+    if not lines:
+        return out
     series, ends = [], []
-    for i, line in lines:
-        if not line.runs:
-            continue
+    for line in lines:
         run = results[next(iter(line.runs.values()))]
         curve = [(float(flops), float(loss)) for _, _, flops, loss in run["evaluations"]]
-        series.append(Series(line.name, i, curve, [float(g["flops"]) for g in run["growths"]]))
+        series.append(Series(line.name, line.kind, curve, [float(g["flops"]) for g in run["growths"]]))
         runs = [results[name] for name in line.runs.values()]
         at = [(float(r["flops"]["total"]), float(r["bits_per_byte"]["test"])) for r in runs]
-        ends.append(Series(line.name, i, at))
-    out: dict[str, tuple[str, str]] = {}
-    if series:
-        out["courses"] = _twice(
-            lambda kind, width, height: drawing.courses(
-                series, "FLOPs", "Held-out loss of each arm over FLOPs, growths marked", width, height, kind
-            )
+        ends.append(Series(line.name, line.kind, at))
+    out["courses"] = _twice(
+        lambda kind, width, height: drawing.courses(
+            series, "FLOPs", "Held-out loss of each arm over FLOPs, growths marked", width, height, kind
         )
-        curve_fit = next(iter(summary.curves.values()), None)
-        fit = curve_fit.loss if curve_fit else None
-        out["costs"] = _twice(
-            lambda kind, width, height: drawing.costs(
-                ends, fit, "FLOPs (logarithmic)", "Loss at the end of each run over its FLOPs", width, height, kind
-            )
+    )
+    curve_fit = next(iter(summary.curves.values()), None)
+    fit = curve_fit.loss if curve_fit else None
+    out["costs"] = _twice(
+        lambda kind, width, height: drawing.costs(
+            ends, fit, "FLOPs (logarithmic)", "Loss at the end of each run over its FLOPs", width, height, kind
         )
-    rows = _rows(lines)
+    )
+    rows, scratch = _losses(lines, results)
     if rows:
+        out["losses"] = _twice(
+            lambda kind, width, height: drawing.forest(
+                rows, "bits per byte", "Losses of arms of one cost", width, kind, line=scratch, form=".4f", room=0.4
+            )
+        )
+    saved = [Row(x.name, x.kind, x.claimed.mean, x.claimed.low, x.claimed.high) for x in lines if x.claimed]
+    if saved:
         out["savings"] = _twice(
             lambda kind, width, height: drawing.forest(
-                rows, "FLOPs saved at equal loss, beyond growth at step 0", "Savings with intervals", width, kind
+                saved, "FLOPs saved at equal loss, beyond growth at step 0", "Savings with intervals", width, kind
             )
         )
     return out
 
 
-def _rows(lines: Sequence[tuple[int, Line]]) -> list[Row]:
-    return [
-        Row(line.name, i, line.claimed.mean, line.claimed.low, line.claimed.high) for i, line in lines if line.claimed
-    ]
+def _losses(lines: Sequence[Line], results: Mapping[str, Mapping[str, Any]]) -> tuple[list[Row], float]:
+    """Losses of the arms that cost what the suite's budget is, the least first; and the least from scratch."""
+    alike = [line for line in lines if line.arm["budget"] == 1 and line.loss]
+    scratch = [line.loss.mean for line in alike if line.loss and line.kind == "scratch"]
+    rows = []
+    for line in alike:
+        assert line.loss is not None
+        runs = [float(results[name]["bits_per_byte"]["test"]) for name in line.runs.values()]
+        rows.append(Row(line.name, line.kind, line.loss.mean, line.loss.low, line.loss.high, runs))
+    return (sorted(rows, key=lambda row: row.mean), min(scratch)) if scratch else ([], 0.0)
 
 
 def _twice(draw: Any) -> tuple[str, str]:

@@ -3,37 +3,66 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-# Okabe and Ito's colours, without yellow, which white swallows; told apart by dashes as well.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#1b1f24", "#56b4e9", "#e69f00")
-DARK = ("#56b4e9", "#ff9152", "#3fc79a", "#e3a3c6", "#e6edf3", "#0072b2", "#e69f00")
+KINDS = {
+    "scratch": "the final size from scratch",
+    "still": "another model that never grows",
+    "grown": "grows in mid-run",
+    "start": "grown before the first step",
+    "control": "grows by nothing",
+}
+"""Arms are told apart by what they are, and by name in words: of so many colours nobody could."""
+
+# Okabe and Ito's colours; told apart by dashes and marks as well.
+COLOURS = {"scratch": "#1b1f24", "still": "#d55e00", "grown": "#0072b2", "start": "#009e73", "control": "#cc79a7"}
+DARK = {"scratch": "#e6edf3", "still": "#ff9152", "grown": "#56b4e9", "start": "#3fc79a", "control": "#e3a3c6"}
+DASHES = {"scratch": "", "still": "7 3", "grown": "", "start": "2 3", "control": "9 3 2 3"}
+WIDTHS = {"scratch": 3.0, "still": 1.6, "grown": 1.6, "start": 1.4, "control": 1.6}
+MARKS: dict[str, tuple[tuple[float, float], ...]] = {
+    "scratch": ((-1, -1), (1, -1), (1, 1), (-1, 1)),
+    "still": ((0, -1.3), (1.3, 0), (0, 1.3), (-1.3, 0)),
+    "grown": (),
+    "start": ((0, -1.2), (1.2, 0.9), (-1.2, 0.9)),
+    "control": ((0, 1.2), (1.2, -0.9), (-1.2, -0.9)),
+}
+"""Corners of what stands for a run, in its radius; none: a circle."""
+
 LEFT_OUT = 0.3
 """Share of the points of courses, those with the greatest losses, that lie above the picture."""
-
-DASHES = ("", "7 3", "2 3", "9 3 2 3")
 
 
 def style() -> str:
     """What all figures are drawn with, for light and for dark."""
+
+    def colours(of: Mapping[str, str]) -> str:
+        return "".join(f".f .{k}{{stroke:{c};fill:{c}}}.f .line.{k}{{fill:none}}" for k, c in of.items())
+
     lines = [
         ".f text{font:12px system-ui,sans-serif;fill:#57606a}.f .grid{stroke:#d0d7de}.f .axis{stroke:#57606a}",
-        ".f .line{fill:none;stroke-width:2;stroke-linejoin:round}.f .bar{stroke-width:2.5}.f .zero{stroke:#57606a;"
+        ".f .line{fill:none;stroke-linejoin:round}.f .bar{stroke-width:2.5;stroke-opacity:.45}.f .zero{stroke:#57606a;"
         "stroke-dasharray:3 3}.f .fit{fill:none;stroke:#57606a;stroke-width:1.5;stroke-dasharray:1 3}",
-        *(f".f .c{i}{{stroke:{c};fill:{c}}}.f .line.c{i}{{fill:none}}" for i, c in enumerate(COLOURS)),
-        "@media (prefers-color-scheme:dark){.f text{fill:#9da7b1}.f .grid{stroke:#363d46}.f .axis,.f .zero,.f .fit"
-        "{stroke:#9da7b1}"
-        + "".join(f".f .c{i}{{stroke:{c};fill:{c}}}.f .line.c{i}{{fill:none}}" for i, c in enumerate(DARK))
-        + "}",
+        colours(COLOURS),
+        f"@media (prefers-color-scheme:dark){{.f text{{fill:#9da7b1}}.f .grid{{stroke:#363d46}}.f .axis,.f .zero,.f "
+        f".fit{{stroke:#9da7b1}}{colours(DARK)}}}",
     ]
     return "\n".join(lines)
 
 
-def look(index: int) -> tuple[str, str]:
-    """Of the index-th arm: the class of its colour, and its dashes; 28 different ones."""
-    return f"c{index % len(COLOURS)}", DASHES[index // len(COLOURS) % len(DASHES)]
+def stroke(kind: str) -> str:
+    """Of a line."""
+    return f'class="line {kind}" stroke-width="{WIDTHS[kind]:g}" stroke-dasharray="{DASHES[kind]}"'
+
+
+def mark(kind: str, x: float, y: float, radius: float, title: str = "") -> str:
+    """What stands for a run."""
+    said = f"<title>{escape(title)}</title>" if title else ""
+    if not MARKS[kind]:
+        return f'<circle class="{kind}" cx="{x:.2f}" cy="{y:.2f}" r="{radius:g}">{said}</circle>'
+    corners = "L".join(f"{x + dx * radius * 0.9:.2f},{y + dy * radius * 0.9:.2f}" for dx, dy in MARKS[kind])
+    return f'<path class="{kind}" d="M{corners}Z">{said}</path>'
 
 
 @dataclass(frozen=True)
@@ -42,15 +71,15 @@ class Series:
 
     Attributes:
         name: of the arm.
-        index: of its look.
+        kind: one of KINDS.
         points: [(x, y), ...].
-        marks: x where it grew.
+        grows: x where it grew.
     """
 
     name: str
-    index: int
+    kind: str
     points: Sequence[tuple[float, float]]
-    marks: Sequence[float] = ()
+    grows: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -59,15 +88,17 @@ class Row:
 
     Attributes:
         name: of the arm.
-        index: of its look.
+        kind: one of KINDS.
         mean, low, high: the value; None: no interval.
+        runs: the values of which it is the mean, where they are shown.
     """
 
     name: str
-    index: int
+    kind: str
     mean: float
     low: float | None
     high: float | None
+    runs: Sequence[float] = ()
 
 
 class Frame:
@@ -119,7 +150,8 @@ class Frame:
             anchor = "end" if at > self.width - self.right - 18 else "middle"
             out.append(f'<text x="{at}" y="{bottom + 16}" text-anchor="{anchor}">{escape(text)}</text>')
         out.append(f'<line class="axis" x1="{self.left}" x2="{self.width - self.right}" y1="{bottom}" y2="{bottom}"/>')
-        middle = (self.left + self.width - self.right) / 2
+        half = 3.4 * len(title)  # about: a long title does not stand in the middle of a narrow figure
+        middle = min((self.left + self.width - self.right) / 2, max(self.width - half, half))
         out.append(f'<text x="{middle}" y="{self.height - 6}" text-anchor="middle">{escape(title)}</text>')
         return out
 
@@ -140,7 +172,7 @@ def alone(figure: str) -> str:
 
 
 def courses(series: Sequence[Series], title: str, label: str, width: int, height: int, kind: str) -> str:
-    """Lines over FLOPs, growths marked by circles."""
+    """Lines over FLOPs, growths marked."""
     xs = [x for s in series for x, _ in s.points]
     ys = [y for s in series for _, y in s.points]
     # What is left to learn late is small beside the first steps, which are left out.
@@ -149,16 +181,14 @@ def courses(series: Sequence[Series], title: str, label: str, width: int, height
     span = (top - low) or 1.0
     frame = Frame(width, height, (0.0, max(xs)), (low - 0.04 * span, top + 0.04 * span))
     body = frame.axes(_ticks(0, max(xs), width // 110), _ticks(low, top, 5), title)
-    for s in series:
-        colour, dash = look(s.index)
+    for s in sorted(series, key=lambda s: s.kind == "scratch"):  # on top of the others
         inside = [(x, y) for x, y in s.points if y <= top + 0.04 * span]
         if not inside:
             continue
-        line = f'<path class="line {colour}" stroke-dasharray="{dash}" d="{frame.path(inside)}"/>'
-        body.append(f"<g><title>{escape(s.name)}</title>{line}")
-        for mark in s.marks:
-            near = min(inside, key=lambda point: abs(point[0] - mark))
-            body.append(f'<circle class="{colour}" cx="{frame.x(mark)}" cy="{frame.y(near[1])}" r="5"/>')
+        body.append(f'{_group(s.name)}<title>{escape(s.name)}</title><path {stroke(s.kind)} d="{frame.path(inside)}"/>')
+        for grew in s.grows:
+            near = min(inside, key=lambda point: abs(point[0] - grew))
+            body.append(mark(s.kind, frame.x(grew), frame.y(near[1]), 4))
         body.append("</g>")
     return svg(body, width, height, label, kind)
 
@@ -186,48 +216,68 @@ def costs(
         if len(inside) > 1:
             body.append(f'<path class="fit" d="{frame.path(inside)}"><title>scratch curve</title></path>')
     for s in points:
-        colour, dash = look(s.index)
-        fill = ' fill-opacity="0"' if dash else ""
-        aside = _aside(s, points, min(6.0, width / 60))
-        for x, y in s.points:
-            place = f'cx="{frame.x(x) + aside:.2f}" cy="{frame.y(y)}" r="4.5"'
-            title = f"<title>{escape(s.name)}: {y:.4f}</title>"
-            body.append(f'<circle class="{colour}" stroke-width="1.6"{fill} {place}>{title}</circle>')
+        aside = _aside(s, points, width / 40)
+        shown = [mark(s.kind, frame.x(x) + aside, frame.y(y), 4, f"{s.name}: {y:.4f}") for x, y in s.points]
+        body.append(f"{_group(s.name)}{''.join(shown)}</g>")
     return svg(body, width, height, label, kind)
 
 
 def _aside(one: Series, all_of_them: Sequence[Series], step: float) -> float:
-    """How far to the side an arm stands, so that arms of one cost do not hide each other: pixels."""
-    near = [s for s in all_of_them if s.points and abs(s.points[0][0] / one.points[0][0] - 1) < 0.05]
-    return (near.index(one) - (len(near) - 1) / 2) * step
+    """How far to the side an arm stands, so that kinds of one cost do not hide each other: pixels."""
+    near = [s.kind for s in all_of_them if s.points and abs(s.points[0][0] / one.points[0][0] - 1) < 0.05]
+    there = [kind for kind in KINDS if kind in near]
+    return (there.index(one.kind) - (len(there) - 1) / 2) * step
 
 
-def forest(rows: Sequence[Row], title: str, label: str, width: int, kind: str) -> str:
-    """Values with their intervals, one a row, and the line of no effect."""
-    ends = [v for r in rows for v in (r.mean, r.low, r.high, 0.0) if v is not None]
-    # An interval may be far wider than the values; it is then cut at the frame.
-    means = [r.mean for r in rows] + [0.0]
-    reach = max(max(map(abs, means)) * 2.5, 0.05)
-    low, high = max(min(ends), -reach), min(max(ends), reach)
+def forest(
+    rows: Sequence[Row],
+    title: str,
+    label: str,
+    width: int,
+    kind: str,
+    *,
+    line: float = 0.0,
+    form: str = ".1%",
+    room: float = 1.5,
+) -> str:
+    """Values with their intervals, one a row.
+
+    Args:
+        rows: from the top.
+        title: of the axis.
+        label: for those who do not see it.
+        width: pixels.
+        kind: of the figure, wide or narrow.
+        line: the value at which a line stands: no effect.
+        form: of a value in words.
+        room: beyond the values, in their own spread: an interval may be far wider, and is cut at the frame.
+    """
+    values = [v for r in rows for v in (r.mean, *r.runs)] + [line]
+    ends = values + [v for r in rows for v in (r.low, r.high) if v is not None]
+    spread = (max(values) - min(values)) or 0.02 * max(map(abs, ends)) or 1.0
+    low, high = max(min(ends), min(values) - room * spread), min(max(ends), max(values) + room * spread)
     pad = 0.06 * ((high - low) or 1.0)
-    height = 26 * len(rows) + 56
+    height = 22 * len(rows) + 56
     left = min(width // 2, 16 + 7 * max(len(r.name) for r in rows))
     frame = Frame(width, height, (low - pad, high + pad), (0.0, float(len(rows))), left=left)
-    body = frame.axes(_ticks(low, high, width // 130, percent=True), [], title)
-    zero, foot = frame.x(0), height - frame.bottom
+    body = frame.axes(_ticks(low, high, width // 130, percent=form.endswith("%")), [], title)
+    zero, foot = frame.x(line), height - frame.bottom
     body.append(f'<line class="zero" x1="{zero}" x2="{zero}" y1="{frame.top}" y2="{foot}"/>')
     for i, row in enumerate(rows):
-        at, (colour, dash) = frame.y(len(rows) - i - 0.5), look(row.index)
-        body.append(f'<text x="{left - 8}" y="{at + 4}" text-anchor="end">{escape(row.name)}</text>')
+        at = frame.y(len(rows) - i - 0.5)
+        body.append(f'{_group(row.name)}<text x="{left - 8}" y="{at + 4}" text-anchor="end">{escape(row.name)}</text>')
         if row.low is not None and row.high is not None:
             a, b = (frame.x(min(max(v, low - pad), high + pad)) for v in (row.low, row.high))
-            body.append(f'<line class="bar {colour}" stroke-dasharray="{dash}" x1="{a}" x2="{b}" y1="{at}" y2="{at}"/>')
-        mean = min(max(row.mean, low - pad), high + pad)
-        body.append(
-            f'<circle class="{colour}" cx="{frame.x(mean)}" cy="{at}" r="5"><title>{escape(row.name)}: {row.mean:.1%}'
-            "</title></circle>"
-        )
+            body.append(f'<line class="bar {row.kind}" x1="{a}" x2="{b}" y1="{at}" y2="{at}"/>')
+        body += [mark(row.kind, frame.x(value), at, 2.2, f"{row.name}: {value:{form}}") for value in row.runs]
+        body.append(mark(row.kind, frame.x(row.mean), at, 4.5, f"{row.name}: {row.mean:{form}}"))
+        body.append("</g>")
     return svg(body, width, height, label, kind)
+
+
+def _group(name: str) -> str:
+    """What belongs to an arm, by which the page finds it."""
+    return f'<g data-arm="{escape(name)}">'
 
 
 def _ticks(low: float, high: float, about: int, percent: bool = False) -> list[tuple[float, str]]:
