@@ -73,12 +73,16 @@ def test_the_page_says_whether_growing_is_worth_it_at_all() -> None:
     assert "Whether the final size is worth having at this budget is not settled" in said(worse)
 
 
-def test_the_table_in_markdown_has_every_arm_and_the_same_numbers() -> None:
-    table = markdown(summarize(made())).splitlines()
-    assert len(table) == 2 + len(SAVED) and len({line.count(" | ") for line in table}) == 1
-    grown = next(line for line in table if line.startswith("| grown |"))
-    assert "22.2% [22.2%, 22.2%]" in grown and "30.0% [30.0%, 30.0%] *" in grown and grown.endswith("| saves |")
-    assert next(line for line in table if line.startswith("| nothing |")).endswith("| bit for bit |")
+def test_the_tables_in_markdown_have_every_arm_and_the_same_numbers() -> None:
+    arms, growths = (table.splitlines() for table in markdown(summarize(made())).split("\n\n"))
+    for table in (arms, growths):
+        assert len({line.count(" | ") for line in table}) == 1
+    names = [line.split(" | ")[0].removeprefix("| ") for line in arms[2:]]
+    assert [name.split(" (")[0] for name in names] == [line.name for line in summarize(made()).lines]
+    assert "nothing (as small, bit for bit)" in names and len(names) == len(SAVED)
+    assert [line.split(" | ")[0].removeprefix("| ") for line in growths[2:]] == ["grown", "rank", "asked", "tokens"]
+    assert "| 30.0% [30.0%, 30.0%] * | 22.2% [22.2%, 22.2%] |" in growths[2] and growths[2].endswith("| saves |")
+    assert "| -10.0% [-10.0%, -10.0%] | - |" in growths[-1]  # no step 0 to take off
 
 
 def test_arms_that_came_later_are_named() -> None:

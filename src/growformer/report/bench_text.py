@@ -1,32 +1,60 @@
-"""The results of a benchmark as Markdown, for docs and chats: one line an arm."""
+"""The results of a benchmark as Markdown, for docs and chats: all arms, and what growths save."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
 
 from growformer.bench.analysis import Interval
 from growformer.bench.summary import Line, Summary
 
-COLUMNS = (
-    "arm", "parameters", "rate", "seeds", "bits per byte", "against scratch", "against not growing",
-    "FLOPs saved against it", "FLOPs saved against scratch", "beyond step 0", "verdict",
+ARMS = ("arm", "parameters", "rate", "seeds", "bits per byte", "against scratch")
+"""Columns of the table of all arms."""
+
+GROWTHS = (
+    "growth", "bits per byte", "FLOPs saved against scratch", "beyond step 0", "against not growing",
+    "FLOPs saved against it", "kappa", "verdict",
 )  # fmt: skip
+"""Columns of the table of those that grow in mid-run."""
 
 
 def markdown(summary: Summary) -> str:
-    """The table of all arms that have results."""
-    rows = [_row(line) for line in summary.lines if line.runs]
-    lines = [COLUMNS, ("---",) * len(COLUMNS), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+    """Two tables: of all arms that have results, in the suite's order; and of growths, the least loss first."""
+    lines = [line for line in summary.lines if line.runs]
+    grown = sorted((line for line in lines if line.kind == "grown" and line.loss), key=_loss)
+    return _table(ARMS, map(_arm, lines)) + "\n" + _table(GROWTHS, map(_growth, grown))
 
 
-def _row(line: Line) -> tuple[str, ...]:
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in (columns, ("---",) * len(columns), *rows))
+
+
+def _loss(line: Line) -> float:
+    return line.loss.mean if line.loss else 0.0
+
+
+def _arm(line: Line) -> tuple[str, ...]:
     edge = " (end of the grid)" if line.edge else ""
+    alike = control(line)
+    name = f"{line.name} (as {line.arm['same_as']}, {alike})" if alike else line.name
     return (
-        line.name, sizes(line), "-" if line.rate is None else f"{line.rate:g}{edge}", str(len(line.runs)),
-        said(line.loss, ".4f"), said(line.difference, "+.4f"), said(line.over_small, "+.4f"),
-        said(line.saved_over_small, ".1%") + (" *" if line.beyond_small and line.saved_over_small else ""),
-        said(line.saved, ".1%") + (" *" if line.beyond and line.saved else ""),
-        said(line.claimed, ".1%"), line.verdict or control(line) or "-",
+        name, sizes(line), "-" if line.rate is None else f"{line.rate:g}{edge}", str(len(line.runs)),
+        said(line.loss, ".4f"), said(line.difference, "+.4f"),
     )  # fmt: skip
+
+
+def _growth(line: Line) -> tuple[str, ...]:
+    pays = f", pays above {line.break_even:.2f}" if line.break_even is not None else ""
+    return (
+        line.name, said(line.loss, ".4f"), said(line.saved, ".1%") + _star(line.saved, line.beyond),
+        said(line.claimed, ".1%") if line.arm["step_zero"] else "-", said(line.over_small, "+.4f"),
+        said(line.saved_over_small, ".1%") + _star(line.saved_over_small, line.beyond_small),
+        said(line.credit, ".2f") + pays, line.verdict,
+    )  # fmt: skip
+
+
+def _star(saved: Interval | None, beyond: bool) -> str:
+    """What marks a saving that was read from where the curve is a guess."""
+    return " *" if beyond and saved is not None else ""
 
 
 def sizes(line: Line) -> str:
