@@ -173,3 +173,16 @@ def test_a_growth_that_asks_a_loss_is_of_a_run(asking: dict[str, Any]) -> None:
     assert {name: getattr(entry, name) for name in asking} == asking
     with pytest.raises(ValidationError, match="is of a growth in mid-run"):
         Event.model_validate({"at": 0, **asking})
+
+
+def test_before_the_first_step_there_is_no_loss_to_ask(tmp_path: Path) -> None:
+    text = texts(tmp_path / "text")
+    for event, late in (({"method": "gradmax"}, {}), ({"method": "ligo", "allow_change": True}, {"lift_steps": 2})):
+        for at, more in ((0, {}), (0.4, late)):
+            grown = {"start": {"intermediate_size": 16}, "grow": [{"at": at, **event, **more}], "step_zero": None}
+            suite = Suite.model_validate(changed(grown=grown))
+            if at:
+                assert courses_of(suite, text, growing())["grown"].grows[0] > 0
+                continue
+            with pytest.raises(RequestError, match=rf"^arm grown: grow\[0\]: {event['method']} asks a loss of a run"):
+                courses_of(suite, text, growing())

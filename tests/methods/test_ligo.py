@@ -13,7 +13,7 @@ from growformer.checkpoint.layout import layout_of
 from growformer.errors import RequestError
 from growformer.proof.bar import BAR
 from growformer.training.ligo import Lifts, learn
-from tests.training.live_kit import batch, model, relative
+from tests.training.live_kit import batch, model, relative, train
 
 REQUESTS: dict[str, dict[str, int]] = {
     "llama-tied-bias": {
@@ -93,8 +93,10 @@ def test_what_it_cannot_do_is_refused_by_name(tmp_path: Path) -> None:
         gf.expand(of, closure=loss, **mlp)
     with pytest.raises(RequestError, match="ligo takes what new mlp holds from a loss"):
         gf.expand(of, allow_change=True, **mlp)
-    with pytest.raises(RequestError, match=r"ligo learns the lift before .*growformer.expand"):
-        gf.grow(of, None, allow_change=True, closure=loss, **mlp)
+    with pytest.raises(RequestError, match=r"ligo takes what new mlp holds .*growformer.grow\(\.\.\., closure=loss\)"):
+        gf.grow(of, None, allow_change=True, **mlp)
+    with pytest.raises(RequestError, match="averages begin anew from it"):
+        gf.grow(of, None, allow_change=True, closure=loss, averages=[model("llama-tied-bias")], **mlp)
     of.save_pretrained(tmp_path / "src")
     with pytest.raises(RequestError, match="a folder has none"):
         gf.expand_checkpoint(tmp_path / "src", tmp_path / "out", allow_change=True, **mlp)
@@ -115,3 +117,42 @@ def test_what_it_cannot_do_is_refused_by_name(tmp_path: Path) -> None:
         gf.expand(model("mixtral"), allow_change=True, closure=loss, **mlp)
     with pytest.raises(RequestError, match="the loss of what it is given to call"):
         gf.expand(of, allow_change=True, closure=lambda forward: torch.zeros(()), **mlp)
+
+
+@pytest.mark.parametrize("kind", list(REQUESTS))
+def test_a_live_model_takes_the_learned_lift_and_its_optimizer_that_of_the_copies(kind: str) -> None:
+    request: dict[str, Any] = {**REQUESTS[kind], "allow_change": True, "seed": 3}
+    of, like = model(kind), model(kind)
+    optimizers = [torch.optim.AdamW(each.parameters(), lr=1e-3) for each in (of, like)]
+    for each, optimizer in zip((of, like), optimizers, strict=True):
+        train(each, optimizer, range(2))
+    wanted = dict(gf.expand(of, method="ligo", closure=loss, steps=STEPS, **request).named_parameters())
+    objects = {id(x) for x in of.parameters()}
+    same = gf.grow(of, optimizers[0], method="ligo", closure=loss, steps=STEPS, **request)
+    assert same == (of, optimizers[0])
+    found = dict(of.named_parameters())
+    assert found.keys() == wanted.keys() and all(torch.equal(x, wanted[name]) for name, x in found.items())
+    assert objects <= {id(x) for x in found.values()}
+    assert all(x.grad is None for x in found.values())
+    gf.grow(like, optimizers[1], method="ligo", closure=loss, steps=0, **request)
+    for (name, x), y in zip(found.items(), like.parameters(), strict=True):
+        mine, copies = optimizers[0].state.get(x, {}), optimizers[1].state.get(y, {})
+        assert mine.keys() == copies.keys() and all(torch.equal(mine[key], copies[key]) for key in mine), name
+    train(of, optimizers[0], range(2, 3))
+
+
+def test_a_loss_that_fails_leaves_the_live_model_as_it_was() -> None:
+    of = model("llama-tied-bias")
+    optimizer = torch.optim.AdamW(of.parameters(), lr=1e-3)
+    train(of, optimizer, range(1))
+    before = {name: x.detach().clone() for name, x in of.named_parameters()}
+    asked = []
+
+    def fails(forward: Callable[..., Any]) -> torch.Tensor:
+        asked.append(loss(forward))
+        return asked[-1] if len(asked) < 3 else asked[-1] * torch.nan
+
+    with pytest.raises(RequestError, match="the loss is nan at step 3"):
+        gf.grow(of, optimizer, method="ligo", closure=fails, allow_change=True, hidden_size=48)
+    assert all(torch.equal(x, before[name]) for name, x in of.named_parameters())
+    train(of, optimizer, range(1, 2))

@@ -3,8 +3,14 @@
 from typing import Any
 
 import pytest
+from torch.utils.flop_counter import FlopCounterMode
 
-from growformer.training.flops import size_of_model
+import growformer as gf
+from growformer.api.planned import on_disk
+from growformer.checkpoint.layout import layout_of
+from growformer.training.flops import lift_flops, size_of_model
+from growformer.training.ligo import Lifts
+from tests.training.live_kit import model
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -39,3 +45,24 @@ def test_a_mixture_of_experts_is_counted() -> None:
     assert one.parameters == two.parameters
     expert = 3 * 3 * 64 * 160
     assert two.flops_per_token - one.flops_per_token == 6 * expert
+
+
+@pytest.mark.parametrize(
+    ("kind", "request_"),
+    [
+        ("llama-tied-bias", {"hidden_size": 48, "intermediate_size": 40, "num_hidden_layers": 4}),
+        ("gpt2", {"n_embd": 48, "n_head": 8, "n_inner": 120}),
+    ],
+)
+def test_flops_of_a_lift_are_those_of_its_products(kind: str, request_: dict[str, int]) -> None:
+    """Going back takes less than twice: nothing is asked of the old model's tensors."""
+    of = model(kind)
+    plan = gf.plan(of, method="ligo", **request_)
+    big = gf.expand(of, method="ligo", closure=lambda forward: None, steps=0, allow_change=True, **request_)
+    lifts = Lifts(plan, layout_of(big), {name: x.detach() for name, x in on_disk(of).items()})
+    with FlopCounterMode(display=False) as forward:
+        made = lifts.parameters()
+    assert lift_flops(plan) == 3 * forward.get_total_flops()
+    with FlopCounterMode(display=False) as back:
+        sum(x.sum() for x in made.values()).backward()
+    assert 0.5 < back.get_total_flops() / (2 * forward.get_total_flops()) <= 1

@@ -13,7 +13,7 @@ from growformer.errors import RequestError
 from growformer.proof.bar import BAR
 from growformer.training import saving
 from growformer.training.data import Windows, byte_tokens
-from growformer.training.flops import size_of_model
+from growformer.training.flops import lift_flops, size_of_model
 from growformer.training.log import read_log
 from growformer.training.place import Place
 from growformer.training.run import Run
@@ -125,12 +125,20 @@ GPT2: Mapping[str, Any] = {
         {"at": {"step": 7}, "to": {"n_layer": 2}, "method": "gated", "fade": "line-search"},
     ],
 }
+LIGO: dict[str, Any] = {
+    "at": {"step": GROWN_AT},
+    "to": {"hidden_size": 32, "num_hidden_layers": 2},
+    "method": "ligo",
+    "allow_change": True,
+    "lift_steps": 3,
+}
 LLAMA: Mapping[str, Any] = {"grow": [{**GRADMAX, "probe_batches": 2}, {**SEARCHED, "at": {"step": 7}}]}
 KINDS: dict[str, Mapping[str, Any]] = {
     "llama": LLAMA,
     "gpt2 with dropout": GPT2,
     "bf16": {**LLAMA, "precision": "bf16"},
     "FLOPs": {**LLAMA, "budget": {"flops": 3.0e7}},
+    "ligo": {"grow": [LIGO, {**SEARCHED, "at": {"step": 7}, "to": {"num_hidden_layers": 3}}]},
 }
 
 
@@ -146,6 +154,38 @@ def test_a_run_that_is_cut_resumes_to_the_same_bits(kind: str, tmp_path: Path) -
     assert equal(training_state(again), training_state(place))
     logs = [[{k: v for k, v in each.items() if k != "seconds"} for each in read_log(p.log)] for p in (again, place)]
     assert logs[0] == logs[1]
+
+
+def test_ligo_learns_its_lift_on_the_next_batches_each_once(small: tuple[Path, Place], tmp_path: Path) -> None:
+    path = recipe(tmp_path, grow=[LIGO], checkpoint=OFTEN, prove=True)
+    place, watcher = train(path, tmp_path / "run")
+    before = saving.read_model(checkpoint(small[1])).eval()
+
+    def grown(first: int) -> dict[str, torch.Tensor]:
+        ahead = iter(batches(path, first, 3))
+        loss: Any = lambda forward: loss_on(forward, next(ahead).unsqueeze(0))  # noqa: E731
+        made = gf.expand(before, closure=loss, steps=3, method="ligo", allow_change=True, **LIGO["to"])
+        return dict(made.named_parameters())
+
+    found = dict(saving.read_model(checkpoint(place)).named_parameters())
+    assert all(torch.equal(x, found[name]) for name, x in grown(GROWN_AT).items())
+    assert not all(torch.equal(x, found[name]) for name, x in grown(GROWN_AT + 1).items())
+    (line,) = growths(place)
+    config = json.loads((checkpoint(place) / "model" / "config.json").read_text())
+    plan = gf.plan(before, method="ligo", **LIGO["to"])
+    per_step = 64 * size_of_model(config, LENGTH).flops_per_token + lift_flops(plan)
+    assert line["probe_tokens"] == 3 * 64 and line["probe_flops"] == pytest.approx(3 * per_step)
+    # It is another function, which nothing proves; the log says what that did to the loss.
+    assert line["proof"] is None and line["bits_per_byte"][0] != line["bits_per_byte"][1]
+    assert "another function, as asked for (hidden 16 -> 32: the lift is learned" in " ".join(watcher.said)
+
+
+def test_a_growth_that_changes_the_function_is_not_proved(tmp_path: Path) -> None:
+    grow = [{"at": {"step": GROWN_AT}, "to": {"num_hidden_layers": 2}, "method": "stack", "allow_change": True}]
+    place, watcher = train(recipe(tmp_path, grow=grow, prove=True), tmp_path / "run")
+    (line,) = growths(place)
+    assert line["proof"] is None and line["parameters"][0] < line["parameters"][1]
+    assert "another function, as asked for (layer 1 -> 2: whole layers stand again" in " ".join(watcher.said)
 
 
 def test_a_resumed_run_that_asks_other_text_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,10 +211,13 @@ def test_probes_that_use_up_the_budget_end_the_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
+        ({"grow": [{**GRADMAX, "method": "ligo"}]}, r"line \d+: grow\[0\]: .*the lift is learned.*allow_change: true"),
         (
-            {"grow": [{**GRADMAX, "method": "ligo"}]},
-            r"line \d+: grow\[0\]: ligo learns the lift before the grown model",
+            {"grow": [{**LIGO, "probe_batches": 2}]},
+            r"grow\[0\]: probe_batches: 2: ligo asks no loss on them",
         ),
+        ({"grow": [{**LIGO, "prove": True}]}, r"grow\[0\]: prove: true: ligo makes another function"),
+        ({"grow": [{**GRADMAX, "lift_steps": 5}]}, r"grow\[0\]: lift_steps: 5: gradmax learns no lift; ligo does"),
         (
             {"grow": [{**GRADMAX, "to": {"intermediate_size": 28, "num_hidden_layers": 2}}]},
             r"line \d+: grow\[0\]: .*gradmax .* says nothing of that",

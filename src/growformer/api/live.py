@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from growformer.api.models import expand
 from growformer.api.planned import plan
 from growformer.errors import RequestError
 from growformer.training.growable import require_live, stock
@@ -28,7 +29,9 @@ def grow(
     freeze_old: bool = False,
     keep_dynamics: bool = False,
     fade: int | None = None,
-    closure: Callable[[], torch.Tensor] | None = None,
+    closure: Callable[..., torch.Tensor] | None = None,
+    steps: int = 100,
+    learning_rate: float = 1e-3,
     averages: Sequence[torch.nn.Module] = (),
     shard: Callable[[Any], Any] | None = None,
     **request: Any,
@@ -50,8 +53,11 @@ def grow(
         keep_dynamics: a tensor that is multiplied by s learns at a rate under which it moves as before, times s.
         fade: for methods that fade new entries in (`msg`, `gated`): the steps over which they do. 0: they stay zero,
             for `growformer.training.line_search` or to learn from there.
-        closure: for methods that ask a loss (`gradmax`): gives that of the model on batches of your choice, with its
-            graph. It is called before anything changes, and no gradient is left behind.
+        closure: for methods that ask a loss, which gives it with its graph, on batches of your choice. For `gradmax`:
+            loss(), of the model. For `ligo`: loss(forward), where `forward` is called as the grown model would be.
+            It is called before anything changes, and no gradient is left behind.
+        steps, learning_rate: of Adam, for lifts that are learned (`ligo`). Moments follow the copies that a lift starts
+            as.
         averages: copies of the model that follow it (an EMA's), which grow with it and get the same new entries.
         shard: for a model sharded under torch.distributed: the function that has sharded it (`fully_shard`,
             `parallelize_module`). It is called on the grown model, which is then a new object and returned; the small
@@ -96,13 +102,14 @@ def grow(
     old = stock_skeleton(inner)  # before a plan meets tensors that it knows nothing of
     made = live_plan(inner, *expansions, **request)
     require_fade(made, fade)
-    if "lift" in made.learned.values():
-        raise RequestError(
-            f"{made.method} learns the lift before the grown model is there, in memory: "
-            f"growformer.expand(model, ..., closure=loss), and a new optimizer"
-        )
     made.require_closure(closure is not None, "growformer.grow(..., closure=loss)")
-    grow_live(inner, optimizer, made, old=old, pace=pace, averages=copies, closure=closure)
+    lifted = None
+    if closure is not None and "lift" in made.learned.values():
+        if averages:
+            raise RequestError(f"{made.method}: the lift is learned for the model; averages begin anew from it")
+        lifted = expand(inner, *expansions, closure=closure, steps=steps, learning_rate=learning_rate, **request)
+        closure = None
+    grow_live(inner, optimizer, made, old=old, pace=pace, averages=copies, closure=closure, values=lifted)
     return model, optimizer
 
 

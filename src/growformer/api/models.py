@@ -62,7 +62,7 @@ def expand(
 
         config = stock_config(made.target_config)
         cls = stock_class(config)
-    grown = loaded(cls, config, state, model)
+    grown = loaded(cls, config, state, model).to(model.device)
     grown.growformer_plan = made
     if closure is not None and lifted:
         lifts = Lifts(made, layout_of(grown), {name: x.detach() for name, x in on_disk(model).items()})
@@ -70,7 +70,7 @@ def expand(
     if made.behind:
         held = shared_names(model)[0]
         grown.growformer_behind = behind(Carry(made, layout_of(model), layout_of(grown)), lambda name: held[name])
-    return grown.to(model.device).train(model.training)
+    return grown.train(model.training)
 
 
 def loaded(

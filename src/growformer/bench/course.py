@@ -169,6 +169,11 @@ def _sizes(suite: Suite, data: Path, arm: Arm, growing: Growing) -> tuple[list[S
     file: RecipeFile = parse_recipe(written(recipe), Path(f"arm {arm.name}"))
     try:
         stages = plan_stages(file, first_config(file, None), growing)
+        if 0 in arm.shares and stages[1].probes:
+            raise RequestError(
+                f"arm {arm.name}: grow[0]: {arm.grow[0].method} asks a loss of a run, and there is none before the "
+                "first step"
+            )
         if arm.factorised is None:
             return [stage.size for stage in stages], sum(stage.probe_flops(suite.batch_tokens) for stage in stages)
         return _sizes_of_products(arm.factorised, stages[0]), 0.0

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, V
 
 from growformer.errors import RequestError
 from growformer.training.recipe import Optimizer
+from growformer.training.schedule import LIFT_STEPS
 
 FOLDER = "GROWFORMER_DATA"
 """Environment variable with the folder of the text, where neither --data nor the suite's own folder is to count."""
@@ -44,7 +45,7 @@ class Budget(Part):
 
 
 _IN_MID_RUN = (
-    *("warmup", "fade", "probe_batches", "freeze_old"),
+    *("warmup", "fade", "probe_batches", "lift_steps", "freeze_old"),
     *("keep_dynamics", "learning_rate", "prove", "control"),
 )
 
@@ -63,6 +64,7 @@ class Event(Part):
         default=None, description="msg and gated: steps over which new entries fade in, or line-search: at once."
     )
     probe_batches: PositiveInt = Field(default=1, description="Batches on which gradmax or a line search asks a loss.")
+    lift_steps: PositiveInt = Field(default=LIFT_STEPS, description="For ligo: steps in which the lift is learned.")
     freeze_old: int = Field(default=0, ge=0, description="Steps for which old entries are held.")
     keep_dynamics: bool = Field(default=False, description="Scaled tensors keep the updates that they had.")
     learning_rate: PositiveFloat = Field(default=1.0, description="What the rate is multiplied by from then on.")

@@ -15,7 +15,9 @@ def report(
     out: Annotated[
         Path | None, typer.Option("--out", help="The HTML file to write; left out: report.html in RESULTS.")
     ] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables of arms and of growths as Markdown instead.")] = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the tables of arms and of growths as Markdown instead.")
+    ] = False,
 ) -> None:
     """Write one HTML page on the results of a suite, and its figures as SVG files. Nothing is fetched to read it."""
     if markdown:

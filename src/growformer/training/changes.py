@@ -54,6 +54,12 @@ class Changes:
         self._undo.callback(items.__setitem__, slice(None), before)
         items[:] = content
 
+    def fill(self, parameter: torch.Tensor, values: torch.Tensor) -> None:
+        """Give a parameter, which stays the same object, other values."""
+        before = parameter.detach().clone()
+        self._undo.callback(parameter.data.copy_, before)
+        parameter.data.copy_(values)
+
     def swap(self, old: torch.Tensor, new: torch.Tensor) -> None:
         """Exchange what two tensors are; every reference to `old` then sees what was `new`."""
         torch.utils.swap_tensors(old, new)

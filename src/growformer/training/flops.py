@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from growformer.planning import Plan
 from growformer.training.triggers import Size
 
 
@@ -26,6 +28,25 @@ def size_of_model(config: Mapping[str, Any], length: int) -> Size:
     except (RuntimeError, NotImplementedError, ValueError):
         # Experts of other classes look at their router's numbers, which a model without memory does not have.
         return _counted(config, length, "cpu", "eager")
+
+
+def lift_flops(plan: Plan) -> float:
+    """FLOPs of making a grown model's tensors by a learned lift once, and of going back to its matrices.
+
+    Args:
+        plan: of the growth: a mix of layers costs its products with all of them, a matrix E for a dim its products with
+            the tensor. As for steps, going back counts as twice going forward.
+    """
+    total = 0
+    for tensor in plan.tensors:
+        sizes = [dim.old for dim in tensor.dims]
+        mixed = [axis for axis in plan.layers if axis in plan.learned and f"{{{axis}}}" in tensor.pattern]
+        total += sum(2 * int(plan.axes[axis]["old"]) * math.prod(sizes) for axis in mixed)
+        for i, dim in enumerate(tensor.dims):
+            if not dim.is_identity:
+                total += 2 * dim.new * math.prod(sizes)
+                sizes[i] = dim.new
+    return 3.0 * total
 
 
 def _counted(config: Mapping[str, Any], length: int, device: str, experts: str) -> Size:

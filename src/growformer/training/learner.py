@@ -87,21 +87,17 @@ class Learner:
 
         return self.machines.on_first(measured)
 
-    def asked(self, batches: torch.Tensor) -> torch.Tensor:
+    def asked(self, batches: torch.Tensor, forward: Callable[..., Any] | None = None) -> torch.Tensor:
         """The mean loss over batches with its graph, before anything is learned from them.
-
-        In evaluation mode, for dropout would be another one in each process, and all must choose alike.
 
         Args:
             batches: int64 [batch, sequence, token]; each takes one pass.
+            forward: what is called as the model would be; None: the model.
         """
-        self.model.eval()
-        try:
-            with self._precision():
-                here = batches.to(self.machines.device)
-                losses = [self.model(input_ids=rows, labels=rows, use_cache=False).loss for rows in here]
-        finally:
-            self.model.train()
+        call = self.model if forward is None else forward
+        with self._precision():
+            here = batches.to(self.machines.device)
+            losses = [call(input_ids=rows, labels=rows, use_cache=False).loss for rows in here]
         return torch.stack(losses).mean()
 
     def grow(self, grow: Callable[..., Any], **request: Any) -> Any:
@@ -119,7 +115,12 @@ class Learner:
         """
         # What averages gradients holds the old parameters: it goes, and is made anew for the grown model.
         self.close()
-        grown = grow(self.model, self.optimizers, **request)
+        # Dropout would be another one in each process, and what a loss is asked for must be the same in all.
+        self.model.eval()
+        try:
+            grown = grow(self.model, self.optimizers, **request)
+        finally:
+            self.model.train()
         # Before the wrapper, which would give all processes the first one's weights and hide that they differ.
         self.machines.require_same(self.model, "after the growth")
         self._wrapped = self._wrap()

@@ -34,6 +34,7 @@ def grow_live(
     pace: Pace | None = None,
     averages: Sequence[transformers.PreTrainedModel] = (),
     closure: Closure | None = None,
+    values: transformers.PreTrainedModel | None = None,
 ) -> None:
     """Grow a model in place, with all that trains it.
 
@@ -47,6 +48,7 @@ def grow_live(
         pace: how new and old blocks learn afterwards.
         averages: copies of the model that follow it; they get the same new entries.
         closure: the loss that the plan asks for.
+        values: a grown model whose parameters' values the model takes: of a lift that was learned.
 
     Raises:
         RequestError, SourceError: see `Graft` and `Trained`.
@@ -73,6 +75,9 @@ def grow_live(
             one.commit(changes)
         # A search needs what would fade in; a ramp has it in its tables.
         changes.put(vars(model), "growformer_behind", {} if fade else fading)
+        if values is not None:
+            for name, parameter in model.named_parameters():
+                changes.fill(parameter, values.get_parameter(name))
 
 
 def _require_trained(graft: Graft, trained: Sequence[Trained]) -> None:

@@ -55,6 +55,7 @@ def growth_line(
     parameters: Sequence[int],
     bits_per_byte: tuple[float, float],
     proof: Mapping[str, Any] | None,
+    changes: Sequence[str] = (),
 ) -> str:
     """What is said of a growth to people.
 
@@ -64,9 +65,10 @@ def growth_line(
         parameters: how many there were and are.
         bits_per_byte: held out, before and after.
         proof: as JSON; None: there was none.
+        changes: what makes another function of the model.
     """
     sizes = ", ".join(f"{name}={size}" for name, size in to.items())
-    said = "not proved"
+    said = f"another function, as asked for ({changes[0]})" if changes else "not proved"
     if proof is not None:
         measured = proof["measured"]
         said = (

@@ -1,4 +1,5 @@
-"""What a growth asks the run's own text: which new units would learn most, or how far new entries open at once.
+"""What a growth asks the run's own text: which new units would learn most, how far new entries open at once, or what
+lift the grown model learns best by.
 
 The probes are the next batches of the text. The run trains on them afterwards like on any others, so no text is passed
 over, nothing is remembered of them, and a run that resumes before the growth asks the same again. Nothing that is held
@@ -21,8 +22,8 @@ class Probes:
     """The batches that one growth asks a loss on, and what asking has cost.
 
     Passes count as those of training do: a forward pass is a third of a step's FLOPs for as many tokens, one with a
-    backward pass a whole step's. Each process asks GradMax's loss on all of the batches, for all must make the same
-    new entries.
+    backward pass a whole step's. Each process asks GradMax's and LiGO's losses on all of the batches, for all must make
+    the same new entries.
 
     Args:
         learner: the model, before it grows.
@@ -46,11 +47,27 @@ class Probes:
         growth = self.stage.growth
         assert growth is not None
         fade = {"fade": growth.entry.fade_steps}
+        if self.stage.lifted:
+            return {**fade, "closure": self._next_loss(), "steps": self.stage.probes}
         return {**fade, "closure": self._loss} if self.stage.asks else fade
 
     def _loss(self) -> torch.Tensor:
-        self.flops += self.batches.numel() * self.stage.asks * self.learner.machines.count
+        self._paid(self.batches)
         return self.learner.asked(self.batches)
+
+    def _next_loss(self) -> Callable[[Any], torch.Tensor]:
+        """Each batch once, of the model that a lift makes."""
+        ahead = iter(self.batches)
+
+        def loss(forward: Any) -> torch.Tensor:
+            batch = next(ahead)
+            self._paid(batch)
+            return self.learner.asked(batch.unsqueeze(0), forward)
+
+        return loss
+
+    def _paid(self, batches: torch.Tensor) -> None:
+        self.flops += batches.numel() * self.stage.asks * self.learner.machines.count
 
     def search(self) -> None:
         """Open the new entries of a growth that was made, and proved, with all of them at zero."""

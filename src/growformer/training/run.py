@@ -273,7 +273,7 @@ class Run:
         growth = stage.growth
         assert growth is not None
         entry = growth.entry
-        proving = self.recipe.prove if entry.prove is None else entry.prove
+        proving = (self.recipe.prove if entry.prove is None else entry.prove) and not stage.changes
         before = self._measure()
         probes = Probes(self.learner, stage, self._ahead)
         witness = Witness(self.place.out / ".proof", self.model) if proving and self.machines.first else None
@@ -314,7 +314,7 @@ class Run:
             proof=said,
             **probes.log(),
         )
-        self._say(growth_line(progress.step, growth.to, parameters, (before, after), said) + str(probes))
+        self._say(growth_line(progress.step, growth.to, parameters, (before, after), said, plan.changes) + str(probes))
 
     def _grow_rank(self) -> None:
         """What the recipe's `factorised` asks for after this step; the last makes every product dense."""

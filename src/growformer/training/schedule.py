@@ -14,6 +14,9 @@ from growformer.training.triggers import At, Plateau, Rule, Slope
 ORDERED = ("step", "tokens", "flops", "share")
 """Rules whose numbers must rise from one growth to the next."""
 
+LIFT_STEPS = 100
+"""In which `ligo` learns a lift, unless an entry says otherwise (arXiv 2303.00980)."""
+
 
 class When(Rule):
     """When to grow: exactly one rule of `At`; a list of numbers gives each growth of a sequence its own."""
@@ -80,6 +83,10 @@ class Entry(Rule):
     probe_batches: PositiveInt = Field(
         default=1,
         description="For gradmax and fade: line-search: how many of the run's next batches the growth asks a loss on.",
+    )
+    lift_steps: PositiveInt = Field(
+        default=LIFT_STEPS,
+        description="For ligo: steps in which the lift is learned, each on one of the run's next batches.",
     )
     freeze_old: int = Field(default=0, ge=0, description="Steps for which old entries stay as they are.")
     keep_dynamics: bool = Field(

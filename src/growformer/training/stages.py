@@ -16,10 +16,10 @@ from growformer.errors import RequestError
 from growformer.optim.fade import require_fade
 from growformer.planning import Plan
 from growformer.training.fade import SCALES
-from growformer.training.flops import size_of_model
+from growformer.training.flops import lift_flops, size_of_model
 from growformer.training.gradmax import require_units
 from growformer.training.recipe import Budget, RecipeFile
-from growformer.training.schedule import Entry, Growth, spell_out
+from growformer.training.schedule import LIFT_STEPS, Entry, Growth, spell_out
 from growformer.training.triggers import Now, Size, fires
 
 if TYPE_CHECKING:
@@ -47,21 +47,26 @@ class Stage:
         growth: what leads to it; None for the first.
         config: what its config.json holds.
         size: of it.
-        asks: FLOPs, for each token of its probes, of asking the old model's loss what is to be new; 0: it does not.
+        changes: whether the growth makes another function of the model.
+        lifted: whether its lift is learned.
+        asks: FLOPs, for each token of its probes, of asking a loss what is to be new; 0: it does not.
         searches: FLOPs, for each token of its probes, of the new model's losses in a line search; 0: there is none.
     """
 
     growth: Growth | None
     config: Mapping[str, Any]
     size: Size
+    changes: bool = False
+    lifted: bool = False
     asks: float = 0.0
     searches: float = 0.0
 
     @property
     def probes(self) -> int:
         """How many batches the growth asks a loss on."""
-        asked = self.growth is not None and (self.asks or self.searches)
-        return self.growth.entry.probe_batches if asked and self.growth is not None else 0
+        if self.growth is None or not (self.asks or self.searches):
+            return 0
+        return self.growth.entry.lift_steps if self.lifted else self.growth.entry.probe_batches
 
     def probe_flops(self, tokens: int) -> float:
         """What asking costs in one process.
@@ -91,28 +96,26 @@ def plan_stages(file: RecipeFile, config: Mapping[str, Any], growing: Growing) -
             request = request_of(growth, file.recipe.seed)
             request.pop("allow_change", None)  # a plan is made of any method, and judged below
             made = growing.plan(bare_model(stages[-1].config), **request)
-            _require_no_lift(made)
             say = ("a run leaves nothing behind that cannot learn", "allow_change: true goes on all the same")
             made.require_allowed(dead=False, change=growth.entry.allow_change, say=say)
             _require_fade(made, growth.entry)
             _require_probed(made, growth.entry)
             size = size_of_model(made.target_config, length)
-            asks = stages[-1].size.flops_per_token + require_units(made) if made.learned else 0.0
+            lifted = "lift" in made.learned.values()
+            asks = _asks(made, lifted, stages[-1].size, size, file.recipe.batch_tokens) if made.learned else 0.0
             forward = size.flops_per_token / 3  # of a step's, which goes back too
             searches = len(SCALES) * forward if growth.entry.searched else 0.0
         except RequestError as error:
             raise RequestError(_placed(file, f"{growth.where}: {error}")) from error
-        stages.append(Stage(growth, made.target_config, size, asks, searches))
+        stages.append(Stage(growth, made.target_config, size, bool(made.changes), lifted, asks, searches))
     return stages
 
 
-def _require_no_lift(made: Plan) -> None:
-    if "lift" in made.learned.values():
-        raise RequestError(
-            f"{made.method} learns the lift before the grown model is there, with nothing for a run's optimizer to go "
-            f"on with: growformer.expand(model, ..., closure=loss) makes the model, and a recipe of its own trains it "
-            f"(model: from: FOLDER)"
-        )
+def _asks(made: Plan, lifted: bool, before: Size, after: Size, tokens: int) -> float:
+    """FLOPs for each token of a batch on which a growth asks a loss what is to be new."""
+    if lifted:
+        return after.flops_per_token + lift_flops(made) / tokens
+    return before.flops_per_token + require_units(made)
 
 
 def _require_fade(made: Plan, entry: Entry) -> None:
@@ -122,10 +125,19 @@ def _require_fade(made: Plan, entry: Entry) -> None:
 
 
 def _require_probed(made: Plan, entry: Entry) -> None:
-    if entry.probe_batches != 1 and not (made.learned or entry.searched):
+    asking = made.learned or entry.searched
+    lifted = "lift" in made.learned.values()
+    if entry.probe_batches != 1 and (not asking or lifted):
         raise RequestError(
             f"probe_batches: {entry.probe_batches}: {made.method} asks no loss on them; gradmax does, and "
             f"fade: line-search with msg and gated"
+        )
+    if entry.lift_steps != LIFT_STEPS and not lifted:
+        raise RequestError(f"lift_steps: {entry.lift_steps}: {made.method} learns no lift; ligo does")
+    if made.changes and entry.prove:
+        raise RequestError(
+            f"prove: true: {made.method} makes another function of the model, so there is nothing to prove; the log "
+            f"says what is held out before and after"
         )
 
 
