@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
-import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from growformer.api.planned import family_of
-from growformer.checkpoint import Receipt, TensorFiles, new_folder, sha256
+from growformer.api.records import receipt_of, source_of
+from growformer.checkpoint import Receipt, TensorFiles, new_folder
 from growformer.checkpoint.adapters import CONFIG, WEIGHTS, is_adapter, read_adapter, write_adapter
 from growformer.checkpoint.folder import copy_companions, read_config, require_new, size_text
 from growformer.checkpoint.stock import full_config
@@ -85,7 +84,8 @@ def expand_adapter(
             bases, why = base.bases(level)
             proof = prove_follow(made, old, new, bases, why)
         proof.raise_if_changed()
-        _receipt(src, folder, made, proof, applier.stds).write(folder)
+        source = source_of(src, (src / CONFIG, src / WEIGHTS))
+        receipt_of(made, source, folder, proof, stds=applier.stds).write(folder)
     return made, proof
 
 
@@ -241,29 +241,3 @@ def verify_adapter(src: Path, out: Path, level: str) -> Proof:
         bases, why = base.bases(level)
         proof = prove_follow(base.follow(old, receipt.seed), old, new, bases, why)
     return Proof((files, *proof.claims), proof.measured)
-
-
-def _receipt(src: Path, out: Path, made: Plan, proof: Proof, stds: Mapping[str, float]) -> Receipt:
-    packages = ("torch", "safetensors", "numpy")
-    written = sorted(path for path in out.rglob("*") if path.is_file())
-    return Receipt(
-        growformer=importlib.metadata.version("growformer"),
-        versions={"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages},
-        family=made.family,
-        source_family="",
-        method=made.method,
-        seed=made.seed,
-        dtype=None,
-        request=dict(made.request),
-        moved=list(made.moved),
-        source={"path": str(src), "files": {name: sha256(src / name) for name in (CONFIG, WEIGHTS)}},
-        target={"files": {str(path.relative_to(out)): sha256(path) for path in written}},
-        axes=dict(made.axes),
-        layers={axis: list(sources) for axis, sources in made.layers.items()},
-        plan=made.to_json(),
-        fidelity=made.fidelity,
-        dead=[],
-        stds=dict(stds),
-        within_eps=[],
-        measured=proof.to_json(),
-    )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,15 +12,14 @@ from typing import TYPE_CHECKING, Any
 from growformer.algebra import Family
 from growformer.api.becoming import case_of
 from growformer.api.planned import family_of, plan
+from growformer.api.records import card_of, config_stored, receipt_of, source_of, storage_named, version
 from growformer.api.streaming import fingerprint, stream, threads_of
 from growformer.checkpoint import (
-    Receipt,
     TensorFiles,
     TensorSpec,
     copy_companions,
     new_folder,
     parse_size,
-    sha256,
     torch_dtype,
     write_card,
     write_config,
@@ -148,9 +145,7 @@ def expand_checkpoint(
                 TensorSpec(t.name, _stored_as(files, t.source or t.fill.like, storage), t.shape) for t in made.tensors
             ]
             total = sum(spec.nbytes for spec in specs)
-            config = dict(made.target_config)
-            if storage is not None:
-                config |= {key: dtype for key in ("dtype", "torch_dtype") if key in config or key == "dtype"}
+            config = config_stored(made.target_config, dtype)
             family = family_of(made.target_config)
             require_stock(family, config, specs)
             room_beside = (64 << 20) + (0 if training is None else training.bytes_grown)
@@ -192,19 +187,19 @@ def expand_checkpoint(
                 certificate = certifiers[0].result(workers) if certifiers else None
                 proof = prove(case, prove_level, lambda what: progress(what, 0, 0), certificate=certificate)
                 proof.raise_if_changed()
-                card = src / "README.md"
                 write_card(
                     folder,
-                    card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None,
+                    card_of(src),
                     str(src.absolute()),  # a relative path of two parts would pass for a name on the Hub
                     {"request": made.request, "proof": proof.markdown(), "method": made.method, "seed": seed}
-                    | {"dtype": dtype, "growformer": _version("growformer"), "dead": made.dead}
+                    | {"dtype": dtype, "growformer": version(), "dead": made.dead}
                     | {"within_eps": made.within_eps, "changes": made.changes}
                     | {"imports": OWN.get(str(config.get("model_type")))},
                 )
                 known = streamed.hashes | hashes.result()
                 read = [src / "config.json", *files.files, *(training.files if training is not None else ())]
-                _receipt(src, folder, read, made, proof, dtype, streamed.figures, known).write(folder)
+                source = source_of(src, read, known)
+                receipt_of(made, source, folder, proof, dtype=dtype, stds=streamed.figures, known=known).write(folder)
     return Grown(out, made, proof, "" if training is None else training.said)
 
 
@@ -242,56 +237,5 @@ def _require_finite(src: Path, figures: Mapping[str, float]) -> None:
         raise SourceError(f"{src}: tensor {odd[0]!r} holds infinite numbers or NaN: it has no function to keep")
 
 
-def storage_named(dtype: str | None) -> str | None:
-    """A storage dtype as the format of files names it.
-
-    Raises:
-        RequestError: there is none of that name.
-    """
-    names = {"float32": "F32", "float64": "F64", "bfloat16": "BF16", "float16": "F16"}
-    if dtype is not None and dtype not in names:
-        raise RequestError(f"dtype={dtype!r} is unknown; there are {', '.join(names)}")
-    return None if dtype is None else names[dtype]
-
-
 def _stored_as(files: TensorFiles, source: str | None, storage: str | None) -> str:
     return storage or files[source or ""].dtype
-
-
-def _version(package: str) -> str:
-    return importlib.metadata.version(package)
-
-
-def _receipt(
-    src: Path,
-    out: Path,
-    read: Sequence[Path],
-    made: Plan,
-    proof: Proof,
-    dtype: str | None,
-    stds: Mapping[str, float],
-    known: Mapping[Path, str],
-) -> Receipt:
-    packages = ("torch", "transformers", "safetensors", "numpy")
-    written = sorted(path for path in out.rglob("*") if path.is_file())
-    return Receipt(
-        growformer=_version("growformer"),
-        versions={"python": platform.python_version()} | {name: _version(name) for name in packages},
-        family=made.family,
-        source_family=made.source_family,
-        method=made.method,
-        seed=made.seed,
-        dtype=dtype,
-        request=dict(made.request),
-        moved=list(made.moved),
-        source={"path": str(src), "files": {path.name: known.get(path) or sha256(path) for path in read}},
-        target={"files": {str(path.relative_to(out)): known.get(path) or sha256(path) for path in written}},
-        axes=dict(made.axes),
-        layers={axis: list(sources) for axis, sources in made.layers.items()},
-        plan=made.to_json(),
-        fidelity=made.fidelity,
-        dead=list(made.dead),
-        stds=dict(stds),
-        within_eps=list(made.within_eps),
-        measured=proof.to_json(),
-    )

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from growformer.api.folders import Progress
-from growformer.api.planned import family_of, require_equal
+from growformer.api.planned import family_of, require_equal, require_sizes
 from growformer.checkpoint import Receipt, TensorFiles, read_config, require_growable, sha256, size_text
 from growformer.checkpoint.hub import located
 from growformer.checkpoint.stock import fields_read, full_config
-from growformer.errors import RequestError, SourceError
+from growformer.errors import SourceError
 from growformer.methods.copied import DEEPFUSION
 from growformer.planning.fuse import Fusion, Half, fuse_plan
-from growformer.planning.sizes import size_of
 from growformer.proof.claims import Claim, Proof
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ def planned(folders: Sequence[Path], files: Sequence[TensorFiles], ignored: Sequ
 
     one, other = map(half, folders, files)
     fusion = fuse_plan(one, other, DEEPFUSION, ignored)
-    require_sizes(fusion)
+    require_fused_sizes(fusion)
     tied = one.family.tied
     for folder, plan in zip(folders, (fusion.one, fusion.other), strict=True):
         if tied is not None and tied.head in plan.dropped:
@@ -57,16 +56,10 @@ def planned(folders: Sequence[Path], files: Sequence[TensorFiles], ignored: Sequ
     return fusion
 
 
-def require_sizes(fusion: Fusion) -> None:
-    """Refuse a config.json that transformers reads as other sizes than were planned."""
-    config = full_config(fusion.target_config, "the fused config.json")[0]
-    for axis, size in family_of(fusion.target_config).axes.items():
-        found, planned = size_of(size, config), int(fusion.one.axes[axis]["new"])
-        if found != planned:
-            raise RequestError(
-                f"the fused config.json says {found} {axis} to transformers, and {planned} is what both models have "
-                f"together"
-            )
+def require_fused_sizes(fusion: Fusion) -> None:
+    """Refuse a config.json that transformers reads as other sizes than both models have together."""
+    family, config = family_of(fusion.target_config), fusion.target_config
+    require_sizes(family, config, fusion.one, "the fused config.json", "is what both models have together")
 
 
 def _told(fusion: Fusion, folders: Sequence[Path]) -> Told:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from growformer.api.folders import Progress, require_stock, storage_named
-from growformer.api.fused import METHOD, half_of, planned, prove_fused, require_sizes
+from growformer.api.folders import Progress, require_stock
+from growformer.api.fused import METHOD, half_of, planned, prove_fused, require_fused_sizes
 from growformer.api.models import loaded
 from growformer.api.planned import family_of, on_disk
+from growformer.api.records import card_of, config_stored, receipt_of, source_of, storage_named, version
 from growformer.checkpoint import (
     Receipt,
     TensorFiles,
@@ -95,7 +94,7 @@ def fuse(
     states = [{name: x.detach().cpu() for name, x in on_disk(model).items()} for model in (one, other)]
     fuser = Fuser(fusion, *(_reader(state) for state in states))
     fuser.require_alike()
-    require_sizes(fusion)
+    require_fused_sizes(fusion)
     config = type(one.config).from_dict(dict(fusion.target_config))
     made = loaded(type(one), config, {t.name: fuser.tensor(t.name) for t in fusion.one.tensors}, one)
     made.growformer_fusion = fusion
@@ -145,9 +144,7 @@ def fuse_checkpoint(
         say = ("--allow-dead goes on all the same", "--allow-change goes on all the same")
         fusion.one.require_allowed(dead=False, change=allow_change, say=say)
         specs = [TensorSpec(t.name, storage or _dtype(t.name, fusion, files), t.shape) for t in fusion.one.tensors]
-        config = dict(fusion.target_config)
-        if storage is not None:
-            config |= {key: dtype for key in ("dtype", "torch_dtype") if key in config or key == "dtype"}
+        config = config_stored(fusion.target_config, dtype)
         require_stock(family_of(config), config, specs)
         fuser = Fuser(fusion, files[0].read, files[1].read, dtype=None if storage is None else torch_dtype(storage))
         fuser.require_alike()
@@ -194,13 +191,12 @@ def _notes(folders: Sequence[Path]) -> tuple[str, ...]:
 def _card(
     made: Path, folders: Sequence[Path], fusion: Fusion, proof: Proof, dtype: str | None, config: Mapping[str, Any]
 ) -> None:
-    card = folders[0] / "README.md"
     write_card(
         made,
-        card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None,
+        card_of(folders[0]),
         str(folders[0].absolute()),
         {"request": fusion.one.request, "proof": proof.markdown(), "method": METHOD, "dtype": dtype}
-        | {"growformer": importlib.metadata.version("growformer"), "changes": fusion.one.changes}
+        | {"growformer": version(), "changes": fusion.one.changes}
         | {"beside": str(folders[1].absolute()), "imports": OWN.get(str(config.get("model_type")))},
     )
 
@@ -208,31 +204,8 @@ def _card(
 def _receipt(
     made: Path, folders: Sequence[Path], files: Sequence[TensorFiles], fusion: Fusion, proof: Proof, dtype: str | None
 ) -> Receipt:
-    packages = ("torch", "transformers", "safetensors", "numpy")
-    versions = {name: importlib.metadata.version(name) for name in packages}
-    sources = [
-        {"path": str(folder), "files": {path.name: sha256(path) for path in [folder / "config.json", *held.files]}}
-        for folder, held in zip(folders, files, strict=True)
-    ]
-    written = sorted(path for path in made.rglob("*") if path.is_file())
-    return Receipt(
-        growformer=importlib.metadata.version("growformer"),
-        versions={"python": platform.python_version()} | versions,
-        family=fusion.one.family,
-        source_family="",
-        method=METHOD,
-        seed=0,
-        dtype=dtype,
-        request=dict(fusion.one.request),
-        moved=[],
-        source=sources[0],  # type: ignore[arg-type]
-        target={"files": {str(path.relative_to(made)): sha256(path) for path in written}},
-        axes=dict(fusion.one.axes),
-        layers={axis: list(found) for axis, found in fusion.one.layers.items()},
-        plan=fusion.to_json() | {"other_source": sources[1]},
-        fidelity=fusion.one.fidelity,
-        dead=[],
-        stds={},
-        within_eps=[],
-        measured=proof.to_json(),
+    one, other = (
+        source_of(folder, [folder / "config.json", *held.files]) for folder, held in zip(folders, files, strict=True)
     )
+    said: dict[str, Any] = {"method": METHOD, "moved": [], "plan": fusion.to_json() | {"other_source": other}}
+    return receipt_of(fusion.one, one, made, proof, dtype=dtype, **said)

@@ -148,7 +148,8 @@ def plan(
         choices=choices,
         origin=view.origin,
     )
-    _require_sizes(family, made)
+    meant = "was planned: another field of the source's config.json speaks of it as well"
+    require_sizes(family, made.target_config, made, "the grown config.json", meant)
     if family.tied is not None and family.tied.head in made.dropped:
         require_equal(
             source, family.tied, next(str(t.source) for t in made.tensors if t.pattern == family.tied.embedding)
@@ -156,16 +157,21 @@ def plan(
     return made
 
 
-def _require_sizes(family: Family, made: Plan) -> None:
-    """Refuse a grown config.json that transformers reads as other sizes than were planned (by an older name, say)."""
-    grown = full_config(made.target_config, "the grown config.json")[0]
+def require_sizes(family: Family, config: Mapping[str, Any], made: Plan, where: str, meant: str) -> None:
+    """Refuse a config.json that transformers reads as other sizes than were planned (by an older name, say).
+
+    Args:
+        family: of the config.
+        config: what the config.json is to hold.
+        made: the plan.
+        where: what it is called.
+        meant: what the planned size is.
+    """
+    read = full_config(config, where)[0]
     for axis, size in family.axes.items():
-        found, planned = size_of(size, grown), int(made.axes[axis]["new"])
+        found, planned = size_of(size, read), int(made.axes[axis]["new"])
         if found != planned:
-            raise RequestError(
-                f"the grown config.json says {found} {axis} to transformers, and {planned} was planned: another field "
-                f"of the source's config.json speaks of it as well"
-            )
+            raise RequestError(f"{where} says {found} {axis} to transformers, and {planned} {meant}")
 
 
 def require_equal(source: str | Path | transformers.PreTrainedModel, tied: Tied, embedding: str) -> None:
