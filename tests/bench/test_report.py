@@ -56,6 +56,7 @@ def test_the_page_needs_nothing_else_and_every_link_leads_to_a_result(tmp_path: 
 def test_the_numbers_are_those_of_the_summary() -> None:
     html, _ = render(made(), "results")
     assert "22.2% [22.2%, 22.2%]" in html and "30.0% [30.0%, 30.0%]" in html  # 1 - 0.7 / 0.9, and 0.3
+    assert "3.5000 -&gt; 3.7500" in html and 'data-sort="0.25"' in html
     assert "pays above 0.50" in html and "small: bit for bit" in html and ">saves<" in html
     other = copy.deepcopy(made())
     other["nothing--lr0.01--seed0"]["bits_per_byte"]["weights"] = "x"
@@ -81,7 +82,11 @@ def test_the_tables_in_markdown_have_every_arm_and_the_same_numbers() -> None:
     assert [name.split(" (")[0] for name in names] == [line.name for line in summarize(made()).lines]
     assert "nothing (as small, bit for bit)" in names and len(names) == len(SAVED)
     assert [line.split(" | ")[0].removeprefix("| ") for line in growths[2:]] == ["grown", "rank", "asked", "tokens"]
-    assert "| 30.0% [30.0%, 30.0%] * | 22.2% [22.2%, 22.2%] |" in growths[2] and growths[2].endswith("| saves |")
+    assert (
+        "| 30.0% [30.0%, 30.0%] * | 22.2% [22.2%, 22.2%] |" in growths[2]
+        and growths[2].endswith("| saves |")
+        and growths[2].startswith("| grown | 3.5000 -> 3.7500 |")
+    )
     assert "| -10.0% [-10.0%, -10.0%] | - |" in growths[-1]  # no step 0 to take off
 
 

@@ -58,7 +58,7 @@ def made(saved: dict[str, float] = SAVED, changes: dict[str, Any] | None = None)
                 "flops_per_token": [CHEAP, CHEAP if name == "nothing" else DEAR] if grown else [DEAR],
                 "seconds": 2.0,
                 "evaluations": [[0, 0, 0.0, 8.0], [5, 5, cost / 2, loss * 1.2], [10, 10, cost, loss]],
-                "growths": [{"step": 5, "flops": before}] if grown else [],
+                "growths": [{"step": 5, "flops": before, "bits_per_byte": [3.5, 3.75]}] if grown else [],
                 "versions": {"torch": "2"},
                 "source": "s",
             }  # fmt: skip

@@ -12,7 +12,7 @@ from growformer.bench.summary import Line, Summary, summarize
 from growformer.checkpoint.folder import target_errors
 from growformer.report import bench_drawing as drawing
 from growformer.report.bench_drawing import Row, Series
-from growformer.report.bench_text import control, said, sizes
+from growformer.report.bench_text import at_growth, control, said, sizes
 from growformer.report.drawing import page
 
 SIZES = (("wide", 760, 380), ("narrow", 360, 320))
@@ -78,8 +78,8 @@ def render(results: Mapping[str, Mapping[str, Any]], links: str) -> tuple[str, d
 
 
 COLUMNS = (
-    "arm", "verdict", "parameters", "rate", "loss", "against scratch", "against not growing", "FLOPs saved",
-    "beyond step 0", "kappa", "bytes", "FLOPs", "seconds",
+    "arm", "verdict", "parameters", "rate", "at growth", "loss", "against scratch", "against not growing",
+    "FLOPs saved", "beyond step 0", "kappa", "bytes", "FLOPs", "seconds",
 )  # fmt: skip
 """Of the table."""
 
@@ -98,6 +98,7 @@ def _row(line: Line, results: Mapping[str, Mapping[str, Any]], links: str) -> li
         _cell(line.verdict or (f"{line.arm['same_as']}: {alike}" if alike else "-"), line.verdict),
         _cell(sizes(line), some["parameters"][-1] if some else None),
         _cell("-" if line.rate is None else f"{line.rate:g}", line.rate, "at the end of the grid" if line.edge else ""),
+        _cell(at_growth(line), _jump(line)),
         _cell(said(line.loss, ".4f"), line.loss.mean if line.loss else None, links=runs),
         _cell(said(line.difference, "+.4f"), line.difference.mean if line.difference else None),
         _cell(
@@ -119,6 +120,12 @@ def _row(line: Line, results: Mapping[str, Mapping[str, Any]], links: str) -> li
               f"{line.all_flops:.3g} with all trials"),
         _cell("-" if line.seconds is None else f"{line.seconds:.0f}", line.seconds),
     ]  # fmt: skip
+
+
+def _jump(line: Line) -> float | None:
+    """How much all growths of one of the runs have added to the loss."""
+    growths = line.result["growths"] if line.result else []
+    return sum(after - before for before, after in (g["bits_per_byte"] for g in growths)) if growths else None
 
 
 def _cell(text: str, sort: object, small: str = "", links: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:

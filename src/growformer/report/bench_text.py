@@ -11,7 +11,7 @@ ARMS = ("arm", "parameters", "rate", "seeds", "bits per byte", "against scratch"
 """Columns of the table of all arms."""
 
 GROWTHS = (
-    "growth", "bits per byte", "FLOPs saved against scratch", "beyond step 0", "against not growing",
+    "growth", "at growth", "bits per byte", "FLOPs saved against scratch", "beyond step 0", "against not growing",
     "FLOPs saved against it", "kappa", "verdict",
 )  # fmt: skip
 """Columns of the table of those that grow in mid-run."""
@@ -45,7 +45,7 @@ def _arm(line: Line) -> tuple[str, ...]:
 def _growth(line: Line) -> tuple[str, ...]:
     pays = f", pays above {line.break_even:.2f}" if line.break_even is not None else ""
     return (
-        line.name, said(line.loss, ".4f"), said(line.saved, ".1%") + _star(line.saved, line.beyond),
+        line.name, at_growth(line), said(line.loss, ".4f"), said(line.saved, ".1%") + _star(line.saved, line.beyond),
         said(line.claimed, ".1%") if line.arm["step_zero"] else "-", said(line.over_small, "+.4f"),
         said(line.saved_over_small, ".1%") + _star(line.saved_over_small, line.beyond_small),
         said(line.credit, ".2f") + pays, line.verdict,
@@ -62,6 +62,12 @@ def sizes(line: Line) -> str:
     return " -> ".join(f"{size:,}" for size in line.result["parameters"]) if line.result else "-"
 
 
+def at_growth(line: Line) -> str:
+    """Held-out loss just before and after each growth of one of the runs."""
+    found = [growth["bits_per_byte"] for growth in line.result["growths"]] if line.result else []
+    return ", ".join(f"{before:.4f} -> {after:.4f}" for before, after in found) or "-"
+
+
 def control(line: Line) -> str:
     """Whether an arm equals the one that it must; empty where there is nothing to compare."""
     return {True: "bit for bit", False: "NOT bit for bit", None: ""}[line.control]
@@ -76,4 +82,4 @@ def said(found: Interval | None, form: str) -> str:
     return f"{found.mean:{form}} [{found.low:{form}}, {found.high:{form}}]"
 
 
-__all__ = ["control", "markdown", "said", "sizes"]
+__all__ = ["at_growth", "control", "markdown", "said", "sizes"]
