@@ -44,6 +44,20 @@ def test_every_run_is_there_once(ended: Bench) -> None:
     assert list((ended.out / "locks").iterdir()) == []
 
 
+def test_the_order_is_arm_by_arm_or_seed_by_seed(ended: Bench, tmp_path: Path) -> None:
+    def runs(by_seed: bool) -> list[tuple[str, int]]:
+        made = Bench(SMOKE, tmp_path / "out", ended.data, Told(), by_seed=by_seed)
+        return [(job.arm, job.seed) for job in made.wanted()]
+
+    (tmp_path / "out" / "results").mkdir(parents=True)
+    names = [arm.name for arm in ended.suite.arms if arm.same_as is None]
+    assert runs(False) == runs(True) == [(name, 0) for name in names for _ in range(2)]  # the others wait for a rate
+    for path in (ended.out / "results").glob("*--seed0.json"):
+        (tmp_path / "out" / "results" / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "out" / "results" / "grown--lr0.003--seed0.json").unlink()
+    assert runs(False)[3:5] == [("grown", 0), ("grown-at-0", 1)] and runs(True)[:2] == [("grown", 0), ("scratch", 1)]
+
+
 def test_a_growth_by_nothing_changes_no_bit(ended: Bench) -> None:
     found = results(ended)
     pairs = [
@@ -221,7 +235,8 @@ def test_results_that_are_none(ended: Bench, tmp_path: Path) -> None:
 def test_the_report_of_true_results(ended: Bench, tmp_path: Path) -> None:
     page, figures = write_bench(ended.out, tmp_path / "page" / "report.html")
     html = page.read_text()
-    assert [path.name for path in figures] == ["report-courses.svg", "report-costs.svg", "report-savings.svg"]
+    names = ("courses", "costs", "losses", "savings")
+    assert [path.name for path in figures] == [f"report-{name}.svg" for name in names]
     for name, result in results(ended).items():
         link = next(part for part in html.split('href="') if part.startswith("../") or f"/{name}.json" in part)
         assert f"/{name}.json" in html and link

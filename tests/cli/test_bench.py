@@ -19,7 +19,7 @@ def test_the_plan_writes_nothing(cli: Cli) -> None:
     texts(cli.root / "text")
     before = sorted(cli.root.rglob("*"))
     said = cli("bench", SMOKE, "--data", cli.root / "text", "--plan")
-    assert said.code == 0 and "14 trials of learning rates, 8 further runs" in said.out
+    assert said.code == 0 and "16 trials of learning rates, 9 further runs" in said.out
     assert all(arm["name"] in said.out for arm in smoke()["arms"])
     assert sorted(cli.root.rglob("*")) == before
 

@@ -77,17 +77,18 @@ class Bench:
         out: the folder, shared by all processes that work on it.
         data: the folder of the text.
         teller: told what is done.
+        by_seed: do all arms on one seed before the next one, instead of all seeds of one arm before the next arm.
 
     Raises:
         RequestError: the suite asks for what cannot be, or the folder is that of another suite.
         TargetError: the folder cannot be written.
     """
 
-    def __init__(self, path: Path, out: Path, data: Path, teller: Teller) -> None:
+    def __init__(self, path: Path, out: Path, data: Path, teller: Teller, *, by_seed: bool = False) -> None:
         from growformer.api.training import growing
 
         self.suite, self.text = read_suite(path)
-        self.out, self.data, self.teller = out, data, teller
+        self.out, self.data, self.teller, self.by_seed = out, data, teller, by_seed
         self.courses = courses_of(self.suite, data, growing())
         self._require_text()
 
@@ -137,12 +138,14 @@ class Bench:
                     time.sleep(PAUSE)
 
     def wanted(self) -> list[Job]:
-        """The runs that are still to be done, arm by arm: all rates on one seed; then the best one on every seed."""
+        """The runs that are still to be done: all rates on one seed; then the best one on the others."""
         jobs = []
         for arm in self.suite.arms:
             runs = self.suite.runs_of(arm, self.chosen(arm.same_as or arm.name))
             jobs += [Job(arm.name, rate, seed) for rate, seed in runs if rate is not None]
-        return [job for job in jobs if not self._result(job).exists()]
+        left = [job for job in jobs if not self._result(job).exists()]
+        seeds = [self.suite.tune_seed, *self.suite.seeds]
+        return sorted(left, key=lambda job: seeds.index(job.seed)) if self.by_seed else left
 
     def chosen(self, arm: str) -> float | None:
         """The rate with the least held-out loss on the tuning seed; None: trials are missing, or none ended."""

@@ -29,6 +29,9 @@ def bench(
         Path | None, typer.Option("--data", help="Folder of the text; left out: GROWFORMER_DATA, or the suite's own.")
     ] = None,
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Processes on this machine.")] = 1,
+    by_seed: Annotated[
+        bool, typer.Option("--by-seed", help="All arms on one seed before the next seed: for a suite that may not end.")
+    ] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Print each arm's sizes, steps and FLOPs; run nothing.")] = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print the suites' JSON schema, for editors.")] = False,
 ) -> None:
@@ -52,7 +55,7 @@ def bench(
     from growformer.bench.work import Bench
 
     folder = text_folder(read_suite(suite)[0], suite, data)
-    made = Bench(suite, out or Path(), folder, _Lines())
+    made = Bench(suite, out or Path(), folder, _Lines(), by_seed=by_seed)
     if plan or out is None:
         _show_plan(made)
         return
@@ -60,6 +63,7 @@ def bench(
     left = len(made.wanted())
     show.say(f"{made.suite.name}: {len(made.suite.arms)} arms; {left} runs known to be left")
     command = [sys.executable, "-m", "growformer", "bench", str(suite), "--out", str(out), "--data", str(folder)]
+    command += ["--by-seed"] if by_seed else []
     with _others(command, min(jobs, left) - 1):
         made.work()
     show.say(f"All runs are there; the report: growformer report {out}")
