@@ -1,6 +1,5 @@
 """Lines of arms, from results that are made up so that the answers are known."""
 
-import copy
 from typing import Any
 
 import pytest
@@ -171,8 +170,10 @@ def test_the_rate_is_chosen_on_valid_and_the_lower_of_equals() -> None:
 def test_a_rate_at_the_end_of_the_grid_is_told() -> None:
     results = made()
     assert not line(summarize(results), "grown").edge  # of two, each is an end
-    three = copy.deepcopy(smoke()) | {"rates": [0.003, 0.005, 0.01]}
-    assert line(summarize(made(changes={"rates": three["rates"]})), "grown").edge
+    results = made(changes={"rates": [0.003, 0.005, 0.01]})
+    assert line(summarize(results), "grown").rate is None  # one is not tried yet
+    results["grown--lr0.005--seed0"] = {**results["grown--lr0.003--seed0"], "rate": 0.005}
+    assert line(summarize(results), "grown").edge
 
 
 def test_a_trial_that_diverged_is_no_candidate() -> None:
@@ -189,6 +190,13 @@ def test_what_is_missing_is_counted_and_nothing_made_up() -> None:
     assert line(summary, "grown").saved.low is None and line(summary, "grown").verdict == "not measured"
     with pytest.raises(SourceError, match="no results"):
         summarize({})
+    # Of two learning rates one is not tried yet: whatever is there is no result of the arm.
+    results = made()
+    for name in ("grown--lr0.01--seed0", "grown--lr0.01--seed1"):
+        del results[name]
+    grown = line(summarize(results), "grown")
+    assert grown.rate is None and grown.runs == {} and grown.loss is None and len(grown.trials) == 1
+    assert summarize(results).missing == 2
 
 
 def test_noise_is_that_of_seeds() -> None:

@@ -162,9 +162,8 @@ class _Found:
     def __init__(self, suite: Mapping[str, Any], results: Mapping[str, Result]) -> None:
         self.suite, self.results = suite, results
         self.analysis = Analysis.model_validate(suite["analysis"])
-        self.rates = {
-            a["name"]: best_rate(list(self._tried(a["same_as"] or a["name"]).values())) for a in suite["arms"]
-        }
+        arms = {arm["name"]: arm for arm in suite["arms"]}
+        self.rates = {name: self._rate(arms[arm["same_as"] or name]) for name, arm in arms.items()}
         self.chosen = {name: self._runs(name, rate) for name, rate in self.rates.items()}
         made = {seed: self._curve(seed, self.analysis.curve) for seed in suite["seeds"]}
         self.curves = {seed: curve for seed, curve in made.items() if curve is not None}
@@ -182,7 +181,7 @@ class _Found:
         some = self.results[next(iter(runs.values()))] if runs else None
         ratios, small = self._ratios(name), self._still_curves(arm)
         claimed = self._claimed(arm, ratios)
-        credit = self._interval(self._credits(name))
+        credit = self._interval(self._credits(name)) if arm["model"] is None else None
         sizes = some["flops_per_token"] if some else []
         return Line(
             name=name,
@@ -225,6 +224,12 @@ class _Found:
         if arm["same_as"] is not None:
             return []
         return list(self.suite["rates"] if arm["rates"] is None else arm["rates"])
+
+    def _rate(self, arm: Mapping[str, Any]) -> float | None:
+        """The one that an arm has chosen; None while some are to be tried."""
+        trials = list(self._tried(arm["name"]).values())
+        missing = set(self._rates(arm)) - {r["rate"] for r in trials}
+        return None if missing else best_rate(trials)
 
     def _of(self, arm: str) -> list[Result]:
         return [r for r in self.results.values() if r["arm"] == arm]
