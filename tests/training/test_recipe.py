@@ -35,7 +35,7 @@ MISTAKES = [
     ("{share: 0.25}", "{plateau: {windw: 3}}", "line 47: grow[0].at.plateau.windw: is no key here; did you mean windo"),
     ("{share: 0.25}", "{slope: {}}", "line 47: grow[0].at.slope: takes either law: {E, A, B, a, b}, or per_decade"),
     ("{share: 0.25}", "{sometime: 3}", "line 47: grow[0].at.sometime: is no key here; there are step, tokens, flops"),
-    ("hidden_size: 128", "hidden_size: big", "line 51: grow[1].to.hidden_size: 'big' is given; it must be a valid int"),
+    ("hidden_size: 128", "hidden_size: big", "line 52: grow[1].to.hidden_size: 'big' is given; it must be a valid int"),
     ("batch_tokens: 4096", "batch_tokens: 4000", "batch_tokens: 4000 is no multiple of sequence_length 128; 3968 is"),
     ("seed: 0", "seed: 0\nseed: 1", "line 28: seed is there twice"),
     ("shape: wsd", "shape: wds", "line 39: learning_rate.shape: 'wds' is none of 'wsd', 'cosine', 'linear' or 'const"),
