@@ -130,8 +130,8 @@ def summarize(results: Mapping[str, Result]) -> Summary:
     found = _Found(suite, results)
     lines = [found.line(arm) for arm in suite["arms"]]
     still = [line for line in lines if _still(line.arm) and line.arm["budget"] == 1]
-    least = _least(still)
-    smaller = _least([line for line in still if line.arm["start"] and line.arm["model"] is None])
+    least = next(iter(by_loss(still)), None)
+    smaller = next(iter(by_loss([line for line in still if line.arm["start"] and line.arm["model"] is None])), None)
     spread = noise([[found.loss(name) for name in line.runs.values()] for line in lines])
     off = [abs(line.saved.mean) for line in lines if line.name in found.analysis.curve and line.saved]
     return Summary(
@@ -149,11 +149,10 @@ def _still(arm: Mapping[str, Any]) -> bool:
     return not arm["grow"] and arm["factorised"] is None
 
 
-def _least(lines: Sequence[Line]) -> Line | None:
-    """The line with the least loss."""
-    return min(
-        (line for line in lines if line.loss), key=lambda line: line.loss.mean if line.loss else 0.0, default=None
-    )
+def by_loss(lines: Sequence[Line]) -> list[Line]:
+    """Those that have a loss, the least first."""
+    found = [(line.loss.mean, at) for at, line in enumerate(lines) if line.loss]
+    return [lines[at] for _, at in sorted(found)]
 
 
 class _Found:
@@ -361,4 +360,4 @@ def _verdict(claimed: Interval | None, margin: float) -> str:
     return "costs" if claimed.high < 0 else "undecided"
 
 
-__all__ = ["Line", "Summary", "best_rate", "summarize"]
+__all__ = ["Line", "Summary", "best_rate", "by_loss", "summarize"]

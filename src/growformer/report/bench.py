@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from growformer.bench.results import read_results
-from growformer.bench.summary import Line, Summary, summarize
+from growformer.bench.summary import Line, Summary, by_loss, summarize
 from growformer.checkpoint.folder import target_errors
 from growformer.report import bench_drawing as drawing
 from growformer.report.bench_drawing import Row, Series
@@ -88,8 +88,8 @@ def _row(line: Line, results: Mapping[str, Mapping[str, Any]], links: str) -> li
     """The cells of an arm: text, what it is sorted by, and small print."""
     some = line.result
     runs = [
-        (f"{links}/{name}.json", f"seed {seed}: {results[name]['bits_per_byte']['test']:.4f}")
-        for seed, name in line.runs.items()
+        (f"{links}/{name}.json", f"seed {seed}: {loss:.4f}")
+        for (seed, name), loss in zip(line.runs.items(), _ends(line, results), strict=True)
     ]
     alike = control(line)
     credit_note = f"pays above {line.break_even:.2f}" if line.break_even is not None else ""
@@ -163,9 +163,8 @@ def _figures(summary: Summary, results: Mapping[str, Mapping[str, Any]]) -> dict
         run = results[next(iter(line.runs.values()))]
         curve = [(float(flops), float(loss)) for _, _, flops, loss in run["evaluations"]]
         series.append(Series(line.name, line.kind, curve, [float(g["flops"]) for g in run["growths"]]))
-        runs = [results[name] for name in line.runs.values()]
-        at = [(float(r["flops"]["total"]), float(r["bits_per_byte"]["test"])) for r in runs]
-        ends.append(Series(line.name, line.kind, at))
+        costs = [float(results[name]["flops"]["total"]) for name in line.runs.values()]
+        ends.append(Series(line.name, line.kind, list(zip(costs, _ends(line, results), strict=True))))
     out["courses"] = _twice(
         lambda kind, width, height: drawing.courses(
             series, "FLOPs", "Held-out loss of each arm over FLOPs, growths marked", width, height, kind
@@ -197,14 +196,18 @@ def _figures(summary: Summary, results: Mapping[str, Mapping[str, Any]]) -> dict
 
 def _losses(lines: Sequence[Line], results: Mapping[str, Mapping[str, Any]]) -> tuple[list[Row], float]:
     """Losses of the arms that cost what the suite's budget is, the least first; and the least from scratch."""
-    alike = [line for line in lines if line.arm["budget"] == 1 and line.loss]
-    scratch = [line.loss.mean for line in alike if line.loss and line.kind == "scratch"]
-    rows = []
-    for line in alike:
-        assert line.loss is not None
-        runs = [float(results[name]["bits_per_byte"]["test"]) for name in line.runs.values()]
-        rows.append(Row(line.name, line.kind, line.loss.mean, line.loss.low, line.loss.high, runs))
-    return (sorted(rows, key=lambda row: row.mean), min(scratch)) if scratch else ([], 0.0)
+    rows = [
+        Row(line.name, line.kind, line.loss.mean, line.loss.low, line.loss.high, _ends(line, results))
+        for line in by_loss([line for line in lines if line.arm["budget"] == 1])
+        if line.loss
+    ]
+    scratch = [row.mean for row in rows if row.kind == "scratch"]
+    return (rows, scratch[0]) if scratch else ([], 0.0)
+
+
+def _ends(line: Line, results: Mapping[str, Mapping[str, Any]]) -> list[float]:
+    """The loss of each of its runs."""
+    return [float(results[name]["bits_per_byte"]["test"]) for name in line.runs.values()]
 
 
 def _twice(draw: Any) -> tuple[str, str]:

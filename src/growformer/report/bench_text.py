@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from growformer.bench.analysis import Interval
-from growformer.bench.summary import Line, Summary
+from growformer.bench.summary import Line, Summary, by_loss
 
 ARMS = ("arm", "parameters", "rate", "seeds", "bits per byte", "against scratch")
 """Columns of the table of all arms."""
@@ -20,16 +20,12 @@ GROWTHS = (
 def markdown(summary: Summary) -> str:
     """Two tables: of all arms that have results, in the suite's order; and of growths, the least loss first."""
     lines = [line for line in summary.lines if line.runs]
-    grown = sorted((line for line in lines if line.kind == "grown" and line.loss), key=_loss)
+    grown = by_loss([line for line in lines if line.kind == "grown"])
     return _table(ARMS, map(_arm, lines)) + "\n" + _table(GROWTHS, map(_growth, grown))
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "".join("| " + " | ".join(cells) + " |\n" for cells in (columns, ("---",) * len(columns), *rows))
-
-
-def _loss(line: Line) -> float:
-    return line.loss.mean if line.loss else 0.0
 
 
 def _arm(line: Line) -> tuple[str, ...]:

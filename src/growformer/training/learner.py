@@ -88,7 +88,7 @@ class Learner:
         return self.machines.on_first(measured)
 
     def asked(self, batches: torch.Tensor, forward: Callable[..., Any] | None = None) -> torch.Tensor:
-        """The mean loss over batches with its graph, before anything is learned from them.
+        """The mean loss over batches with its graph, for a growth that asks it: without dropout (see `grow`).
 
         Args:
             batches: int64 [batch, sequence, token]; each takes one pass.

@@ -98,10 +98,11 @@ def plan_stages(file: RecipeFile, config: Mapping[str, Any], growing: Growing) -
             made = growing.plan(bare_model(stages[-1].config), **request)
             say = ("a run leaves nothing behind that cannot learn", "allow_change: true goes on all the same")
             made.require_allowed(dead=False, change=growth.entry.allow_change, say=say)
-            _require_fade(made, growth.entry)
-            _require_probed(made, growth.entry)
-            size = size_of_model(made.target_config, length)
             lifted = "lift" in made.learned.values()
+            _require_fade(made, growth.entry)
+            _require_asked(made, lifted, growth.entry)
+            _require_provable(made, growth.entry)
+            size = size_of_model(made.target_config, length)
             asks = _asks(made, lifted, stages[-1].size, size, file.recipe.batch_tokens) if made.learned else 0.0
             forward = size.flops_per_token / 3  # of a step's, which goes back too
             searches = len(SCALES) * forward if growth.entry.searched else 0.0
@@ -124,16 +125,18 @@ def _require_fade(made: Plan, entry: Entry) -> None:
     require_fade(made, entry.fade_steps, "fade: K in the recipe, or fade: line-search")
 
 
-def _require_probed(made: Plan, entry: Entry) -> None:
-    asking = made.learned or entry.searched
-    lifted = "lift" in made.learned.values()
-    if entry.probe_batches != 1 and (not asking or lifted):
+def _require_asked(made: Plan, lifted: bool, entry: Entry) -> None:
+    """Refuse numbers for a loss that the method does not ask."""
+    if entry.probe_batches != 1 and (lifted or not (made.learned or entry.searched)):
         raise RequestError(
             f"probe_batches: {entry.probe_batches}: {made.method} asks no loss on them; gradmax does, and "
             f"fade: line-search with msg and gated"
         )
     if entry.lift_steps != LIFT_STEPS and not lifted:
         raise RequestError(f"lift_steps: {entry.lift_steps}: {made.method} learns no lift; ligo does")
+
+
+def _require_provable(made: Plan, entry: Entry) -> None:
     if made.changes and entry.prove:
         raise RequestError(
             f"prove: true: {made.method} makes another function of the model, so there is nothing to prove; the log "
