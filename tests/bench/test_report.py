@@ -14,9 +14,7 @@ import pytest
 from growformer.bench.summary import summarize
 from growformer.report.bench import COLUMNS, render, write_bench
 from growformer.report.bench_drawing import (
-    COLOURS,
-    DARK,
-    KINDS,
+    LOOKS,
     Row,
     Series,
     alone,
@@ -130,7 +128,7 @@ def within(figure: str) -> bool:
 
 @pytest.mark.parametrize(("kind", "width", "height"), [("wide", 760, 380), ("narrow", 360, 320)])
 def test_figures_stay_within_their_frames(kind: str, width: int, height: int) -> None:
-    kinds = list(KINDS)
+    kinds = list(LOOKS)
     lines = [
         Series(f"arm-{i}", kinds[i % 5], [(c * 1e11, 3 / (c + 1) + i / 9) for c in range(40)], [2e12])
         for i in range(17)
@@ -150,10 +148,10 @@ def test_figures_stay_within_their_frames(kind: str, width: int, height: int) ->
 
 
 def test_kinds_of_arms_are_told_apart_without_colour() -> None:
-    assert COLOURS.keys() == DARK.keys() == KINDS.keys()
-    lines = {stroke(kind).replace(kind, "") for kind in KINDS}
-    marks = {mark(kind, 0, 0, 1).replace(kind, "") for kind in KINDS}
-    assert len(lines) == len(marks) == len(KINDS)
+    assert len({look.light for look in LOOKS.values()}) == len({look.dark for look in LOOKS.values()}) == len(LOOKS)
+    lines = {stroke(kind).replace(kind, "") for kind in LOOKS}
+    marks = {mark(kind, 0, 0, 1).replace(kind, "") for kind in LOOKS}
+    assert len(lines) == len(marks) == len(LOOKS)
 
 
 def test_every_arm_of_one_cost_has_its_row_and_the_least_loss_is_first() -> None:

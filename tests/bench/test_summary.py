@@ -120,8 +120,22 @@ def test_token_credit_of_a_line() -> None:
     """D1 = 5000, D2 = 2500 tokens; scratch would need 1e9 / 0.7 / 2e5 = 7142.9: kappa = 4642.9 / 5000, above 1/2."""
     grown = line(summarize(made()), "grown")
     assert grown.credit.mean == pytest.approx((BUDGET / 0.7 / DEAR - 2500) / 5000)
-    assert grown.break_even == 0.5
+    assert grown.break_even == pytest.approx(0.5)
     assert line(summarize(made()), "nothing").credit is None
+
+
+def test_where_credit_pays_after_growths_of_different_cost() -> None:
+    """Two growths, of which the first asks a loss: f (kappa - 1/g) is what is saved all the same."""
+    results = made()
+    for result in results.values():
+        if result["arm"] == "grown":  # 2000 tokens at 1e5, 3000 at 1.5e5, a loss asked for 1e7; the rest at 2e5
+            result["flops_per_token"] = [CHEAP, 1.5e5, DEAR]
+            result["tokens_before_last_growth"] = 5000.0
+            result["tokens"] = 5000.0 + (BUDGET - 2000 * CHEAP - 3000 * 1.5e5 - 1e7) / DEAR
+    grown = line(summarize(results), "grown")
+    assert grown.break_even == pytest.approx((2000 * CHEAP + 3000 * 1.5e5 + 1e7) / 5000 / DEAR)
+    share = 5000 / (BUDGET / 0.7 / DEAR)
+    assert share * (grown.credit.mean - grown.break_even) == pytest.approx(grown.saved.mean)
 
 
 def test_what_is_saved_against_not_growing() -> None:

@@ -37,7 +37,7 @@ class Line:
         beyond: whether some loss lies outside of those that the curve was fitted to.
         claimed: `saved` with the saving of the same growth before the first step taken off.
         credit: kappa.
-        break_even: 1/g, which kappa must exceed.
+        break_even: 1/g, which kappa must exceed: what a token before the last growth cost, in tokens after it.
         verdict: what the interval of the claim says.
         control: whether all runs equal those of `same_as`, bit for bit; None: nothing to compare.
         all_flops: of every run of the arm, trials included.
@@ -181,7 +181,6 @@ class _Found:
         ratios, small = self._ratios(name), self._still_curves(arm)
         claimed = self._claimed(arm, ratios)
         credit = self._interval(self._credits(name)) if arm["model"] is None else None
-        sizes = some["flops_per_token"] if some else []
         return Line(
             name=name,
             about=arm["about"],
@@ -201,7 +200,7 @@ class _Found:
             beyond=any(not self.curves[seed].covers(self.loss(runs[seed])) for seed in ratios),
             claimed=_mapped(claimed),
             credit=credit,
-            break_even=sizes[-2] / sizes[-1] if credit is not None and len(sizes) > 1 else None,
+            break_even=_break_even(some) if credit is not None and some else None,
             verdict=_verdict(_mapped(claimed), self.analysis.margin) if _claims(arm) else "",
             control=self._same(arm),
             all_flops=sum(r["flops"]["total"] for r in self.results.values() if r["arm"] == name),
@@ -350,6 +349,12 @@ def _claims(arm: Mapping[str, Any]) -> bool:
 
 def _mapped(ratio: Interval | None) -> Interval | None:
     return None if ratio is None else ratio.map(saving)
+
+
+def _break_even(result: Result) -> float:
+    """What a token before the last growth cost, growths included, in tokens after it."""
+    before, final = result["tokens_before_last_growth"], result["flops_per_token"][-1]
+    return float((result["flops"]["total"] / final - (result["tokens"] - before)) / before)
 
 
 def _verdict(claimed: Interval | None, margin: float) -> str:

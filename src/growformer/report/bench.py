@@ -146,8 +146,8 @@ def _keys(lines: Sequence[Line]) -> list[dict[str, str]]:
     """Kinds of arms, in words and as the figures draw them."""
     there = {line.kind for line in lines if line.runs}
     return [
-        {"said": said, "line": f'<path {drawing.stroke(kind)} d="M0,6H30"/>{drawing.mark(kind, 15, 6, 4)}'}
-        for kind, said in drawing.KINDS.items()
+        {"said": look.about, "line": f'<path {drawing.stroke(kind)} d="M0,6H30"/>{drawing.mark(kind, 15, 6, 4)}'}
+        for kind, look in drawing.LOOKS.items()
         if kind in there
     ]
 

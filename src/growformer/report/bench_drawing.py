@@ -3,32 +3,49 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-KINDS = {
-    "scratch": "the final size from scratch",
-    "still": "another model that never grows",
-    "grown": "grows in mid-run",
-    "start": "grown before the first step",
-    "control": "grows by nothing",
-}
-"""Arms are told apart by what they are, and by name in words: of so many colours nobody could."""
 
-# Okabe and Ito's colours; told apart by dashes and marks as well.
-COLOURS = {"scratch": "#1b1f24", "still": "#d55e00", "grown": "#0072b2", "start": "#009e73", "control": "#cc79a7"}
-DARK = {"scratch": "#e6edf3", "still": "#ff9152", "grown": "#56b4e9", "start": "#3fc79a", "control": "#e3a3c6"}
-DASHES = {"scratch": "", "still": "7 3", "grown": "", "start": "2 3", "control": "9 3 2 3"}
-WIDTHS = {"scratch": 3.0, "still": 1.6, "grown": 1.6, "start": 1.4, "control": 1.6}
-MARKS: dict[str, tuple[tuple[float, float], ...]] = {
-    "scratch": ((-1, -1), (1, -1), (1, 1), (-1, 1)),
-    "still": ((0, -1.3), (1.3, 0), (0, 1.3), (-1.3, 0)),
-    "grown": (),
-    "start": ((0, -1.2), (1.2, 0.9), (-1.2, 0.9)),
-    "control": ((0, 1.2), (1.2, -0.9), (-1.2, -0.9)),
+@dataclass(frozen=True)
+class Look:
+    """How arms of one kind are drawn. Colours are Okabe and Ito's; dashes and marks tell them apart as well.
+
+    Attributes:
+        about: what they are, in words.
+        light, dark: the colour on a light ground and on a dark one.
+        dashes: of a line, as SVG has them.
+        width: of a line, pixels.
+        corners: of what stands for a run, in its radius; none: a circle.
+    """
+
+    about: str
+    light: str
+    dark: str
+    dashes: str = ""
+    width: float = 1.6
+    corners: tuple[tuple[float, float], ...] = ()
+
+
+LOOKS = {
+    "scratch": Look(
+        "the final size from scratch", "#1b1f24", "#e6edf3", width=3.0, corners=((-1, -1), (1, -1), (1, 1), (-1, 1))
+    ),
+    "still": Look(
+        "another model that never grows",
+        "#d55e00",
+        "#ff9152",
+        "7 3",
+        corners=((0, -1.3), (1.3, 0), (0, 1.3), (-1.3, 0)),
+    ),
+    "grown": Look("grows in mid-run", "#0072b2", "#56b4e9"),
+    "start": Look(
+        "grown before the first step", "#009e73", "#3fc79a", "2 3", 1.4, corners=((0, -1.2), (1.2, 0.9), (-1.2, 0.9))
+    ),
+    "control": Look("grows by nothing", "#cc79a7", "#e3a3c6", "9 3 2 3", corners=((0, 1.2), (1.2, -0.9), (-1.2, -0.9))),
 }
-"""Corners of what stands for a run, in its radius; none: a circle."""
+"""By kind. Arms are told apart by what they are, and by name in words: of so many colours nobody could."""
 
 LEFT_OUT = 0.3
 """Share of the points of courses, those with the greatest losses, that lie above the picture."""
@@ -37,32 +54,33 @@ LEFT_OUT = 0.3
 def style() -> str:
     """What all figures are drawn with, for light and for dark."""
 
-    def colours(of: Mapping[str, str]) -> str:
-        return "".join(f".f .{k}{{stroke:{c};fill:{c}}}.f .line.{k}{{fill:none}}" for k, c in of.items())
+    def colours(of: Callable[[Look], str]) -> str:
+        return "".join(f".f .{k}{{stroke:{of(v)};fill:{of(v)}}}.f .line.{k}{{fill:none}}" for k, v in LOOKS.items())
 
     lines = [
         ".f text{font:12px system-ui,sans-serif;fill:#57606a}.f .grid{stroke:#d0d7de}.f .axis{stroke:#57606a}",
         ".f .line{fill:none;stroke-linejoin:round}.f .bar{stroke-width:2.5;stroke-opacity:.45}.f .zero{stroke:#57606a;"
         "stroke-dasharray:3 3}.f .fit{fill:none;stroke:#57606a;stroke-width:1.5;stroke-dasharray:1 3}",
-        colours(COLOURS),
+        colours(lambda look: look.light),
         f"@media (prefers-color-scheme:dark){{.f text{{fill:#9da7b1}}.f .grid{{stroke:#363d46}}.f .axis,.f .zero,.f "
-        f".fit{{stroke:#9da7b1}}{colours(DARK)}}}",
+        f".fit{{stroke:#9da7b1}}{colours(lambda look: look.dark)}}}",
     ]
     return "\n".join(lines)
 
 
 def stroke(kind: str) -> str:
     """Of a line."""
-    return f'class="line {kind}" stroke-width="{WIDTHS[kind]:g}" stroke-dasharray="{DASHES[kind]}"'
+    look = LOOKS[kind]
+    return f'class="line {kind}" stroke-width="{look.width:g}" stroke-dasharray="{look.dashes}"'
 
 
 def mark(kind: str, x: float, y: float, radius: float, title: str = "") -> str:
     """What stands for a run."""
     said = f"<title>{escape(title)}</title>" if title else ""
-    if not MARKS[kind]:
+    if not (corners := LOOKS[kind].corners):
         return f'<circle class="{kind}" cx="{x:.2f}" cy="{y:.2f}" r="{radius:g}">{said}</circle>'
-    corners = "L".join(f"{x + dx * radius * 0.9:.2f},{y + dy * radius * 0.9:.2f}" for dx, dy in MARKS[kind])
-    return f'<path class="{kind}" d="M{corners}Z">{said}</path>'
+    path = "L".join(f"{x + dx * radius * 0.9:.2f},{y + dy * radius * 0.9:.2f}" for dx, dy in corners)
+    return f'<path class="{kind}" d="M{path}Z">{said}</path>'
 
 
 @dataclass(frozen=True)
@@ -71,7 +89,7 @@ class Series:
 
     Attributes:
         name: of the arm.
-        kind: one of KINDS.
+        kind: one of LOOKS.
         points: [(x, y), ...].
         grows: x where it grew.
     """
@@ -88,7 +106,7 @@ class Row:
 
     Attributes:
         name: of the arm.
-        kind: one of KINDS.
+        kind: one of LOOKS.
         mean, low, high: the value; None: no interval.
         runs: the values of which it is the mean, where they are shown.
     """
@@ -225,7 +243,7 @@ def costs(
 def _aside(one: Series, all_of_them: Sequence[Series], step: float) -> float:
     """How far to the side an arm stands, so that kinds of one cost do not hide each other: pixels."""
     near = [s.kind for s in all_of_them if s.points and abs(s.points[0][0] / one.points[0][0] - 1) < 0.05]
-    there = [kind for kind in KINDS if kind in near]
+    there = [kind for kind in LOOKS if kind in near]
     return (there.index(one.kind) - (len(there) - 1) / 2) * step
 
 
