@@ -162,6 +162,7 @@ def test_every_arm_of_one_cost_has_its_row_and_the_least_loss_is_first() -> None
         "scratch": "scratch", "scratch-half": "scratch", "small": "still", "grown": "grown", "grown-at-0": "start",
         "nothing": "control", "asked": "grown", "rank": "grown", "tokens": "grown",
     }  # fmt: skip
+    assert re.findall(r'<g data-arm="([^"]+)"', figures["savings"]) == ["grown", "rank", "asked", "tokens"]
     alone = {name: r for name, r in made().items() if r["arm"] != "scratch"}
     assert "losses" not in render(alone, "results")[1]
 

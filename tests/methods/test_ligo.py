@@ -13,7 +13,7 @@ from growformer.checkpoint.layout import layout_of
 from growformer.errors import RequestError
 from growformer.proof.bar import BAR
 from growformer.training.ligo import Lifts, learn
-from tests.training.live_kit import batch, model, relative, train
+from tests.training.live_kit import batch, logits64, model, relative, train
 
 REQUESTS: dict[str, dict[str, int]] = {
     "llama-tied-bias": {
@@ -41,17 +41,27 @@ def grown(kind: str, steps: int, **request: Any) -> Any:
 
 @pytest.mark.parametrize("kind", list(REQUESTS))
 def test_it_starts_as_copies(kind: str) -> None:
-    start = dict(grown(kind, 0).named_parameters())
+    """Of channels, which change nothing; and of layers, which change what they change without it."""
     depth = {"num_hidden_layers", "n_layer"}
     wide = {name: size for name, size in REQUESTS[kind].items() if name not in depth}
-    copied = gf.expand(model(kind), method="hyperclone", **wide)
-    # Where no layer stands again nothing has changed: the lift is that of hyperclone.
-    narrow = dict(grown(kind, 0, **wide).named_parameters())
-    for name, x in copied.named_parameters():
-        assert relative(x.detach(), narrow[name].detach()) < BAR, name
+    assert relative(logits64(model(kind)), logits64(grown(kind, 0, **wide))) < BAR
     deeper = gf.expand(model(kind), method="hyperclone,layer=interpolate", allow_change=True, **REQUESTS[kind])
-    for name, x in deeper.named_parameters():
-        assert relative(x.detach(), start[name].detach()) < BAR, name
+    start = logits64(grown(kind, 0))
+    assert relative(logits64(deeper), start) < BAR
+    assert depth.isdisjoint(REQUESTS[kind]) or relative(logits64(model(kind)), start) > 1e-3
+
+
+def test_copies_part() -> None:
+    """Equal parts of their readers would keep them alike, whatever is learned: so HyperCloning's are."""
+
+    def apart(grown: Any) -> float:
+        loss(grown).backward()
+        table = grown.get_input_embeddings().weight
+        return min(relative(*x.chunk(2, dim=1)) for x in (table.detach(), table.grad))
+
+    of = model("llama-tied-bias")
+    assert apart(gf.expand(of, method="hyperclone", hidden_size=48)) < BAR
+    assert apart(grown("llama-tied-bias", STEPS, hidden_size=48)) > 1e-3
 
 
 def test_it_learns_on_the_loss_that_it_is_given() -> None:

@@ -185,6 +185,7 @@ def _figures(summary: Summary, results: Mapping[str, Mapping[str, Any]]) -> dict
             )
         )
     saved = [Row(x.name, x.kind, x.claimed.mean, x.claimed.low, x.claimed.high) for x in lines if x.claimed]
+    saved.sort(key=lambda row: -row.mean)
     if saved:
         out["savings"] = _twice(
             lambda kind, width, height: drawing.forest(

@@ -104,8 +104,8 @@ def markdown(results: Mapping[str, Any]) -> str:
         "- **function**: the largest difference of outputs, in true float64, on tiny random Llamas, GPT-2s and "
         "reference Transformers, over every axis that the method grows.",
         "- **alive**: new entries with a gradient within two backward passes.",
-        "- **copies for ever**: axes whose copies nothing tells apart in exact arithmetic, so that they learn the same. "
-        "Rounding parts some after hundreds of steps, and others never ([results.md](results.md)).",
+        "- **copies for ever**: axes whose copies nothing tells apart in exact arithmetic, so that they learn the "
+        "same. Rounding parts some after hundreds of steps, and others never ([results.md](results.md)).",
         "- **moments**: the largest difference between an optimizer's moments, carried through the growth, and those "
         "of the grown model's true gradients, of tensors for which it is to be exact.",
         "",
