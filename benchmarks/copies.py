@@ -45,11 +45,12 @@ def parted(text: bytes, method: str, dtype: torch.dtype, before: int) -> list[fl
     growformer.grow(model, optimizer, method=method, **{name: 2 * size for name, size in SMALL.items()})
     found = []
     for done in range(TOLD[-1] + 1):
+        if done:
+            step()
         if done in TOLD:
             weight = model.get_input_embeddings().weight.detach()
             old, new = weight.chunk(2, dim=1)
             found.append(float((old - new).norm() / weight.norm()))
-        step()
     return found
 
 
