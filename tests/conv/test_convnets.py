@@ -57,7 +57,7 @@ def one_thread() -> Iterator[None]:
 @pytest.mark.parametrize(("net", "request_", "method"), CASES)
 def test_the_function_is_kept_in_eval_mode(net: str, request_: str, method: str) -> None:
     model = NETS[net]()
-    grown = expand_convnet(model, method=method, seed=3, **REQUESTS[net][request_])
+    grown = expand_convnet(model, method=method, seed=3, allow_dead=True, **REQUESTS[net][request_])
     count = [sum(x.numel() for x in m.parameters()) for m in (model, grown)]
     assert count[1] > count[0]
     assert apart(model, grown) <= BAR
@@ -68,7 +68,7 @@ def test_the_function_is_kept_in_eval_mode(net: str, request_: str, method: str)
 def test_it_is_kept_in_training_mode_where_no_layer_is_the_identity(net: str, request_: str, method: str) -> None:
     """Each channel has its own batch's statistics, and a copy has those of what it copies."""
     model = NETS[net]()
-    grown = expand_convnet(model, method=method, seed=3, **REQUESTS[net][request_])
+    grown = expand_convnet(model, method=method, seed=3, allow_dead=True, **REQUESTS[net][request_])
     assert relative(logits(model.train()), logits(grown.train())) <= BAR
     # Both have moved their running statistics, and agree on them.
     assert apart(model.eval(), grown.eval()) <= BAR
@@ -114,11 +114,16 @@ def image_loss(network: nn.Module) -> Tensor:
 @pytest.mark.parametrize("method", ["paper", "zero-in", "net2net"])
 def test_every_new_entry_can_learn_or_is_named(net: str, method: str) -> None:
     plan = planned(net, "both", method)
-    grown = expand_convnet(NETS[net](), method=method, seed=3, **REQUESTS[net]["both"])
+    grown = expand_convnet(NETS[net](), method=method, seed=3, allow_dead=True, **REQUESTS[net]["both"])
     masks = new_entries(plan, grown)
     assert sum(int(mask.sum()) for mask in masks.values()) > 0
     # Written with zeros, channels stand where a ReLU has no slope; the plan says so.
     assert bool(sum(dead_entries(grown, masks, image_loss).values())) == bool(plan.dead) == (method == "zero-in")
+
+
+def test_what_never_learns_must_be_asked_for() -> None:
+    with pytest.raises(RequestError, match=r"no gradient ever reaches them.*allow_dead=True goes on"):
+        expand_convnet(NETS["chain"](), method="zero-in", **REQUESTS["chain"]["wider"])
 
 
 def test_zeros_on_both_sides_are_seen_as_dead() -> None:
@@ -209,7 +214,7 @@ def test_control_readers_that_see_new_channels() -> None:
 
 def test_control_a_gain_that_closes_is_left_open() -> None:
     model = convnet()
-    grown = expand_convnet(model, method="zero-in", chain=[8, 7])
+    grown = expand_convnet(model, method="zero-in", allow_dead=True, chain=[8, 7])
     assert bool(grown.state_dict()["chain.0.conv.weight"][6:].any())  # the gain closes, not the kernel
     assert apart(model, edited(grown, "chain.0.norm.weight", lambda x: x[6:].fill_(1.0))) > SEEN
 

@@ -19,7 +19,7 @@ from growformer.models import ReferenceConfig, ReferenceTransformer
 from growformer.planning.expansions import MLPExpansion
 from growformer.planning.picks import kind_of
 from growformer.planning.reference_growth import plan_reference
-from growformer.planning.slopes import FLAT
+from growformer.planning.slopes import FLAT, LOUD
 
 UNITS: dict[str, dict[str, int]] = {
     "gpt2": {"n_inner": 101},
@@ -99,6 +99,36 @@ def test_flat_is_what_torch_has(act: str) -> None:
         ACT2FN[name](x).backward()
         slopes[name] = float(x.grad)
     assert slopes.pop(act) == 0 and all(slopes.values())
+
+
+@pytest.mark.parametrize("method", ["zero-in", "msg", "gated"])
+def test_units_that_are_not_silent_at_zero_are_refused(method: str, tmp_path: Path) -> None:
+    src = tiny(tmp_path, "gpt2", activation_function="sigmoid")
+    assert gf.plan(src, **UNITS["gpt2"]).function == "exact"
+    if method != "zero-in" and METHODS[method].ways["mlp"].closed != "writers":
+        assert gf.plan(src, method=method, **UNITS["gpt2"]).function == "exact"
+        return
+    with pytest.raises(
+        RequestError, match=r"n_inner .* written with zeros, and activation_function=sigmoid of 0 is not"
+    ):
+        gf.plan(src, method=method, **UNITS["gpt2"])
+
+
+def test_what_the_plan_refuses_would_change_the_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from growformer.errors import ChangedError
+    from growformer.planning import slopes
+
+    src = tiny(tmp_path, "gpt2", activation_function="sigmoid")
+    monkeypatch.setattr(slopes, "LOUD", ())
+    with pytest.raises(ChangedError):
+        gf.expand_checkpoint(src, tmp_path / "out", method="zero-in", prove_level="full", **UNITS["gpt2"])
+
+
+def test_loud_is_what_transformers_has() -> None:
+    from transformers.activations import ACT2FN
+
+    with torch.no_grad():
+        assert {name for name in ACT2FN if float(ACT2FN[name](torch.zeros(1, 1))) != 0} == set(LOUD)
 
 
 def fixed(family: Family) -> set[str]:

@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as _replace
+from functools import lru_cache
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 from growformer.algebra.factor import ONE, Factor
 
-__all__ = ["ONE", "Factor", "Lift", "Run", "concat", "merged", "product"]
+__all__ = ["ONE", "Factor", "Lift", "Run", "concat", "merged", "product", "sorts", "stretches"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,10 @@ class Lift:
     old: int
     runs: tuple[Run, ...]
 
+    def __hash__(self) -> int:
+        """Of a few runs: copies drawn at random make thousands, and every tensor asks."""
+        return hash((self.old, len(self.runs), self.runs[:1], self.runs[-1:]))
+
     @classmethod
     def identity(cls, size: int) -> Lift:
         return cls(size, (Run(size, 0),)) if size else cls(0, ())
@@ -91,12 +98,15 @@ class Lift:
         """New channel j comes from old channel `sources[j]`, or from none. Repeats are copies; the first is read."""
         seen: set[int] = set()
         runs: list[Run] = []
-        for source in sources:
-            if source is None:
-                runs.append(Run(1, None, back=None, free=free))
-            else:
-                runs.append(Run(1, source, back=None if source in seen else ONE))
-                seen.add(source)
+        for first, count in stretches(sources):
+            if first is None:
+                runs.append(Run(count, None, back=None, free=free))
+                continue
+            channels = range(first, first + count)
+            for again, part in groupby(channels, seen.__contains__):
+                start, *rest = part
+                runs.append(Run(1 + len(rest), start, back=None if again else ONE))
+            seen.update(channels)
         return cls(old, tuple(merged(runs)))
 
     @classmethod
@@ -114,10 +124,12 @@ class Lift:
 
     def times(self, factor: Factor) -> Lift:
         """The lift f E, with left inverse R / f."""
-        return Lift(self.old, tuple(run.times(factor) for run in self.runs))
+        return self if factor == ONE else Lift(self.old, tuple(run.times(factor) for run in self.runs))
 
     def freed(self, free: bool) -> Lift:
         """The same lift with its new channels free, or closed."""
+        if all(run.free is free for run in self.runs if run.new):
+            return self
         return Lift(self.old, tuple(_replace(run, free=free) if run.new else run for run in self.runs))
 
     def spans(self) -> Iterator[tuple[int, Run]]:
@@ -166,24 +178,57 @@ class Lift:
 _MORE: dict[str, Any] = {"noise": 0.0, "own": False, "copy": -1, "fresh": False, "ahead": False, "mirror": 0}
 
 
+def stretches(sources: Iterable[int | None]) -> Iterator[tuple[int | None, int]]:
+    """Old channels as (first, count) of those that follow each other; None with a count, where there is none."""
+    first: int | None = None
+    count = 0
+    for source in sources:
+        if count and source == (None if first is None else first + count):
+            count += 1
+            continue
+        if count:
+            yield first, count
+        first, count = source, 1
+    if count:
+        yield first, count
+
+
+_MADE = attrgetter("factor", "back", "mean", "free", "share", "weigh", *_MORE)
+"""All of a run but how many channels it has, and which."""
+
+
+@lru_cache(maxsize=256)
+def sorts(lift: Lift) -> tuple[Run, ...]:
+    """A run of each sort there is, one channel long: what a lift of thousands of runs does in a few ways."""
+    seen: dict[object, Run] = {}
+    for run in lift.runs:
+        seen.setdefault((_MADE(run), run.new), run)
+    return tuple(_replace(run, count=1, old=None if run.new else 0) for run in seen.values())
+
+
 def merged(runs: Iterable[Run]) -> list[Run]:
     """Neighbouring runs that continue each other, made one."""
     out: list[Run] = []
+    more = 0  # channels that continue the last one
     for run in runs:
         if not run.count:
             continue
         last = out[-1] if out else None
-        if last is not None and _replace(last, count=1, old=None) == _replace(run, count=1, old=None):
-            continues = (
-                run.old is None
-                if last.old is None
-                else run.old is not None and run.old == (last.old if last.mean else last.old + last.count)
-            )
-            if continues:
-                out[-1] = _replace(last, count=last.count + run.count)
-                continue
+        if last is not None and run.old == _next(last, more) and _MADE(last) == _MADE(run):
+            more += run.count
+            continue
+        if last is not None and more:
+            out[-1] = _replace(last, count=last.count + more)
         out.append(run)
+        more = 0
+    if more:
+        out[-1] = _replace(out[-1], count=out[-1].count + more)
     return out
+
+
+def _next(run: Run, more: int) -> int | None:
+    """The old channel of the one behind a run and `more` channels that continue it."""
+    return run.old if run.old is None or run.mean else run.old + run.count + more
 
 
 def product(outer: Lift, inner: Lift) -> Lift:

@@ -15,7 +15,7 @@ from itertools import groupby
 from typing import Literal
 
 from growformer.algebra.factor import ONE, Factor
-from growformer.algebra.lift import Lift, Run, merged
+from growformer.algebra.lift import Lift, Run, merged, stretches
 
 Parts = Literal["even", "uneven", "dyadic", "halves", "noise", "own"]
 
@@ -65,7 +65,7 @@ HALVES = Split("halves")
 
 def copies(old: int, sources: Sequence[int], split: Split) -> Lift:
     """New channel j is a copy of old channel `sources[j]`; R reads every copy by its part."""
-    lift = Lift(old, tuple(merged(Run(1, source) for source in sources)))
+    lift = Lift(old, tuple(Run(count, first) for first, count in stretches(sources)))
     runs = [
         _replace(run, back=split.alphas(m)[k], copy=k if split.parts == "own" else -1, fresh=split.fresh and k > 0)
         for run, k, m in _numbered(lift)

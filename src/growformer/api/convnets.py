@@ -61,21 +61,27 @@ def plan_convnet(
     return plan_trunk(family, method_named(method), (config, grown), trunks, shapes, asked, seed, layers_at)
 
 
-def expand_convnet(model: torch.nn.Module, **request: Any) -> torch.nn.Module:
+def expand_convnet(
+    model: torch.nn.Module, *, allow_dead: bool = False, allow_change: bool = False, **request: Any
+) -> torch.nn.Module:
     """A larger net that computes the same function in eval mode; the source is left as it is.
 
     Args:
         model: see `plan_convnet`, as all else.
+        allow_dead: go on where new channels can never learn (written with zeros under a ReLU, say).
+        allow_change: go on where the function changes.
 
     Returns:
         A net of the same class, in the same dtype, on the same device and in the same mode.
 
     Raises:
-        RequestError: as `plan_convnet`.
+        RequestError: as `plan_convnet`; or new channels could never learn, or the function changes, and nobody asked.
     """
     import torch
 
     plan = plan_convnet(model, **request)
+    say = ("allow_dead=True goes on all the same", "allow_change=True goes on all the same")
+    plan.require_allowed(dead=allow_dead, change=allow_change, say=say)
     state = apply(plan, {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()})
     like = next(model.parameters())
     with torch.device("meta"):  # its own draws would be thrown away

@@ -104,7 +104,7 @@ def grow(
     require_fade(made, fade)
     made.require_closure(closure is not None, "growformer.grow(..., closure=loss)")
     lifted = None
-    if closure is not None and "lift" in made.learned.values():
+    if closure is not None and made.lifted:
         if averages:
             raise RequestError(f"{made.method}: the lift is learned for the model; averages begin anew from it")
         lifted = expand(inner, *expansions, closure=closure, steps=steps, learning_rate=learning_rate, **request)

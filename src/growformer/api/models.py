@@ -52,8 +52,7 @@ def expand(
     made.require_allowed(dead=False, change=allow_change, say=ALLOWED)
     made.require_closure(closure is not None, "growformer.expand(..., closure=loss)")
     state = apply(made, {name: x.detach().cpu() for name, x in on_disk(model).items()})
-    lifted = "lift" in made.learned.values()
-    if closure is not None and not lifted:
+    if closure is not None and not made.lifted:
         fill_readers(model, made, layout_of(model), [state.__getitem__], closure)
     config, cls = type(model.config).from_dict(dict(made.target_config)), type(model)
     if made.source_family:
@@ -64,7 +63,7 @@ def expand(
         cls = stock_class(config)
     grown = loaded(cls, config, state, model).to(model.device)
     grown.growformer_plan = made
-    if closure is not None and lifted:
+    if closure is not None and made.lifted:
         lifts = Lifts(made, layout_of(grown), {name: x.detach() for name, x in on_disk(model).items()})
         learn(lifts, grown.train(model.training), closure, steps, learning_rate)
     if made.behind:

@@ -7,6 +7,7 @@ from typing import Any
 
 from growformer.algebra import ONE, Family, Method
 from growformer.errors import RequestError
+from growformer.planning.alike import alike
 from growformer.planning.becoming import Origin
 from growformer.planning.build import tensor_plans
 from growformer.planning.choices import Choices
@@ -88,6 +89,7 @@ def make_plan(
             f"new entries of {len(behind)} tensors fade in while the model trains (growformer.grow(..., fade=K)); at "
             f"growth, and in a file, they are zero"
         )
+    notes += alike(family, growth, tensors)
     return Plan(
         family=family.name,
         method=method.name,

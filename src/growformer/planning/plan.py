@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from growformer.algebra import ONE, Factor, Fill, Lift, Run
+from growformer.algebra.lift import sorts
 from growformer.errors import RequestError, SourceError
 
 FORMAT = 1
@@ -128,26 +129,23 @@ class TensorPlan:
     def blocks(self, rows: tuple[int, int] | None = None) -> Iterator[Block]:
         """Its blocks, in order; `rows` keeps only those rows of the first dim (blocks are cut to them)."""
         if not self.dims:
-            yield self._block(())
+            yield self.block(())
             return
         first = list(window(self.dims[0], rows))
         rest = [list(dim.spans()) for dim in self.dims[1:]]
         for parts in itertools.product(first, *rest):
-            yield self._block(parts)
+            yield self.block(parts)
 
     def sorts(self) -> Iterator[Block]:
         """A block of each sort there is: blocks of one sort differ in nothing but their places and sizes.
 
         Channels copied at random make as many blocks as two dims have runs, multiplied, and few sorts.
         """
-        alike = [
-            dict.fromkeys(replace(run, count=1, old=None if run.old is None else 0) for run in dim.runs)
-            for dim in self.dims
-        ]
-        for runs in itertools.product(*alike):
-            yield self._block(tuple((0, run) for run in runs))
+        for runs in itertools.product(*map(sorts, self.dims)):
+            yield self.block(tuple((0, run) for run in runs))
 
-    def _block(self, parts: tuple[tuple[int, Run], ...]) -> Block:
+    def block(self, parts: Sequence[tuple[int, Run]]) -> Block:
+        """The box that a run of each dim, with its first new channel, makes."""
         start = tuple(at for at, _ in parts)
         runs = [run for _, run in parts]
         shape = tuple(run.count for run in runs)
@@ -189,10 +187,7 @@ class TensorPlan:
 
     @property
     def entries(self) -> int:
-        total = 1
-        for size in self.shape:
-            total *= size
-        return total
+        return math.prod(self.shape)
 
 
 def window(lift: Lift, rows: tuple[int, int] | None) -> Iterator[tuple[int, Run]]:
@@ -258,6 +253,11 @@ class Plan:
     @cached_property
     def by_name(self) -> dict[str, TensorPlan]:
         return {tensor.name: tensor for tensor in self.tensors}
+
+    @property
+    def lifted(self) -> bool:
+        """A lift is learned before the grown model is what was asked for."""
+        return "lift" in self.learned.values()
 
     @property
     def function(self) -> Literal["exact", "within eps", "changed"]:

@@ -1,4 +1,4 @@
-"""Units that are written with zeros under an activation without a slope at zero: exact, and never to learn."""
+"""Units that are written with zeros: never to learn where the activation has no slope at zero, or not silent there."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from growformer.algebra import GATE, Family, lookup
+from growformer.errors import RequestError
 from growformer.planning.growth import AxisGrowth, Growth
 from growformer.planning.moves import field
 
@@ -15,6 +16,9 @@ FLAT = ("relu", "relu2", "relu6")
 
 What writes a unit gets a gradient times that derivative, and what reads it one times the unit itself: both are 0.
 """
+
+LOUD = ("sigmoid", "laplace", "sqrtsoftplus", "xielu")
+"""Activations that are not 0 at 0, as transformers has them: what reads such a unit adds to the function."""
 
 
 def without_slope(family: Family, growth: Growth, config: Mapping[str, Any]) -> Growth:
@@ -25,6 +29,9 @@ def without_slope(family: Family, growth: Growth, config: Mapping[str, Any]) -> 
             multiplies are reached through it.
         growth: of every axis.
         config: the source's, with defaults filled in.
+
+    Raises:
+        RequestError: they would be read, and are not 0.
     """
     gated = {
         atom.axis
@@ -37,13 +44,15 @@ def without_slope(family: Family, growth: Growth, config: Mapping[str, Any]) -> 
     def told(axis: AxisGrowth) -> AxisGrowth:
         name = family.activations.get(axis.axis)
         act = None if name is None or axis.axis in gated else lookup(config, name)
-        if act not in FLAT or axis.closed != "writers" or not 0 < axis.old < axis.new or axis.dead:
+        if act not in (*FLAT, *LOUD) or axis.closed != "writers" or not 0 < axis.old < axis.new or axis.dead:
             return axis
-        return replace(
-            axis,
-            dead=f"{field(family, axis.axis) or axis.axis} {axis.old} -> {axis.new}: new units are written with zeros, "
-            f"where {name}={act} has no slope, so that no gradient ever reaches them; mlp=paper is alive",
-        )
+        what = f"{field(family, axis.axis) or axis.axis} {axis.old} -> {axis.new}: new units are written with zeros"
+        if act in LOUD:
+            raise RequestError(
+                f"{what}, and {name}={act} of 0 is not 0, so that they would be read; mlp=paper is exact"
+            )
+        why = f"where {name}={act} has no slope, so that no gradient ever reaches them; mlp=paper is alive"
+        return replace(axis, dead=f"{what}, {why}")
 
     axes = [told(axis) for axis in growth]
     return Growth(axes, tied=growth.tied, headed=growth.headed, inside=growth.inside)

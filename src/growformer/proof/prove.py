@@ -129,15 +129,15 @@ def _structure(case: Case, certificate: Certificate | None, measured: dict[str, 
 
 
 def _distinct(certificate: Certificate, measured: dict[str, Any]) -> list[Claim]:
-    """Whether copies can part: those that all tensors write and read alike get equal gradients for ever."""
+    """Whether copies can part: those that all tensors write and read alike get equal gradients."""
     alike = certificate.inseparable
     measured["distinct"] = {axis: list(counts) for axis, counts in alike.items()}
     if not alike:
         return [Claim("distinct", True, "something tells every copy from its original", "all", required=False)]
     said = ", ".join(f"{count} of {total} {axis}" for axis, (count, total) in alike.items())
     why = (
-        "such copies get equal gradients, and stay copies for ever unless an optimizer's memory tells them apart; "
-        "methods that split unequally, or with noise, do"
+        "such copies get equal gradients, and in exact arithmetic stay copies unless an optimizer's memory tells them "
+        "apart; methods that split unequally, or with noise, do"
     )
     return [Claim("distinct", None, f"copies for ever: {said}", required=False, detail=why, told=True)]
 

@@ -98,23 +98,22 @@ def plan_stages(file: RecipeFile, config: Mapping[str, Any], growing: Growing) -
             made = growing.plan(bare_model(stages[-1].config), **request)
             say = ("a run leaves nothing behind that cannot learn", "allow_change: true goes on all the same")
             made.require_allowed(dead=False, change=growth.entry.allow_change, say=say)
-            lifted = "lift" in made.learned.values()
             _require_fade(made, growth.entry)
-            _require_asked(made, lifted, growth.entry)
+            _require_asked(made, growth.entry)
             _require_provable(made, growth.entry)
             size = size_of_model(made.target_config, length)
-            asks = _asks(made, lifted, stages[-1].size, size, file.recipe.batch_tokens) if made.learned else 0.0
+            asks = _asks(made, stages[-1].size, size, file.recipe.batch_tokens) if made.learned else 0.0
             forward = size.flops_per_token / 3  # of a step's, which goes back too
             searches = len(SCALES) * forward if growth.entry.searched else 0.0
         except RequestError as error:
             raise RequestError(_placed(file, f"{growth.where}: {error}")) from error
-        stages.append(Stage(growth, made.target_config, size, bool(made.changes), lifted, asks, searches))
+        stages.append(Stage(growth, made.target_config, size, bool(made.changes), made.lifted, asks, searches))
     return stages
 
 
-def _asks(made: Plan, lifted: bool, before: Size, after: Size, tokens: int) -> float:
+def _asks(made: Plan, before: Size, after: Size, tokens: int) -> float:
     """FLOPs for each token of a batch on which a growth asks a loss what is to be new."""
-    if lifted:
+    if made.lifted:
         return after.flops_per_token + lift_flops(made) / tokens
     return before.flops_per_token + require_units(made)
 
@@ -125,14 +124,14 @@ def _require_fade(made: Plan, entry: Entry) -> None:
     require_fade(made, entry.fade_steps, "fade: K in the recipe, or fade: line-search")
 
 
-def _require_asked(made: Plan, lifted: bool, entry: Entry) -> None:
+def _require_asked(made: Plan, entry: Entry) -> None:
     """Refuse numbers for a loss that the method does not ask."""
-    if entry.probe_batches != 1 and (lifted or not (made.learned or entry.searched)):
+    if entry.probe_batches != 1 and (made.lifted or not (made.learned or entry.searched)):
         raise RequestError(
             f"probe_batches: {entry.probe_batches}: {made.method} asks no loss on them; gradmax does, and "
             f"fade: line-search with msg and gated"
         )
-    if entry.lift_steps != LIFT_STEPS and not lifted:
+    if entry.lift_steps != LIFT_STEPS and not made.lifted:
         raise RequestError(f"lift_steps: {entry.lift_steps}: {made.method} learns no lift; ligo does")
 
 
