@@ -107,6 +107,20 @@ def test_a_saving_that_is_all_of_step_0_is_none() -> None:
     assert line(summary, "grown").verdict == "undecided"
 
 
+def test_a_bad_initialisation_makes_no_saving() -> None:
+    """Beyond step 0 it saves a lot, and against scratch it loses: copies that nothing tells apart do so."""
+    grown = line(summarize(made({**SAVED, "grown": -0.5, "grown-at-0": -1.5})), "grown")
+    assert grown.claimed.mean == pytest.approx(1 - 1.5 / 2.5) and grown.saved.mean == pytest.approx(-0.5)
+    assert grown.verdict == "costs" and grown.least == grown.saved
+
+
+def test_both_savings_must_stand() -> None:
+    savings = {"grown": 0.1, "grown-at-0": -0.5}
+    analysis = {**smoke()["analysis"], "margin": 0.15}
+    assert line(summarize(made({**SAVED, **savings})), "grown").verdict == "saves"
+    assert line(summarize(made({**SAVED, **savings}, {"analysis": analysis})), "grown").verdict == "undecided"
+
+
 def test_growth_that_costs() -> None:
     assert line(summarize(made({**SAVED, "grown": -0.2})), "grown").verdict == "costs"
 

@@ -38,7 +38,7 @@ class Line:
         claimed: `saved` with the saving of the same growth before the first step taken off.
         credit: kappa.
         break_even: 1/g, which kappa must exceed: what a token before the last growth cost, in tokens after it.
-        verdict: what the interval of the claim says.
+        verdict: what the intervals of `saved` and `claimed` say.
         control: whether all runs equal those of `same_as`, bit for bit; None: nothing to compare.
         all_flops: of every run of the arm, trials included.
     """
@@ -65,6 +65,11 @@ class Line:
     verdict: str
     control: bool | None
     all_flops: float
+
+    @property
+    def least(self) -> Interval | None:
+        """The lesser of `saved` and `claimed`."""
+        return min((x for x in (self.saved, self.claimed) if x), key=lambda x: x.mean, default=None)
 
     @property
     def kind(self) -> str:
@@ -179,7 +184,7 @@ class _Found:
         rate = self.rates[name]
         some = self.results[next(iter(runs.values()))] if runs else None
         ratios, small = self._ratios(name), self._still_curves(arm)
-        claimed = self._claimed(arm, ratios)
+        claimed, margin = self._claimed(arm, ratios), self.analysis.margin
         credit = self._interval(self._credits(name)) if arm["model"] is None else None
         return Line(
             name=name,
@@ -201,7 +206,7 @@ class _Found:
             claimed=_mapped(claimed),
             credit=credit,
             break_even=_break_even(some) if credit is not None and some else None,
-            verdict=_verdict(_mapped(claimed), self.analysis.margin) if _claims(arm) else "",
+            verdict=_verdict([_mapped(self._interval(ratios)), _mapped(claimed)], margin) if _claims(arm) else "",
             control=self._same(arm),
             all_flops=sum(r["flops"]["total"] for r in self.results.values() if r["arm"] == name),
         )
@@ -357,12 +362,17 @@ def _break_even(result: Result) -> float:
     return float((result["flops"]["total"] / final - (result["tokens"] - before)) / before)
 
 
-def _verdict(claimed: Interval | None, margin: float) -> str:
-    if claimed is None or claimed.low is None or claimed.high is None:
+def _verdict(savings: Sequence[Interval | None], margin: float) -> str:
+    """What a saving against scratch and one beyond step 0 say together.
+
+    Both must be there: an initialisation can be so bad that growth in mid-run saves beyond it, and loses to scratch.
+    """
+    bounds = [(x.low, x.high) for x in savings if x is not None and x.low is not None and x.high is not None]
+    if any(high < 0 for _, high in bounds):
+        return "costs"
+    if len(bounds) < len(savings):
         return "not measured"
-    if claimed.low > margin:
-        return "saves"
-    return "costs" if claimed.high < 0 else "undecided"
+    return "saves" if all(low > margin for low, _ in bounds) else "undecided"
 
 
 __all__ = ["Line", "Summary", "best_rate", "by_loss", "summarize"]
