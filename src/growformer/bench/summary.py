@@ -184,7 +184,7 @@ class _Found:
         rate = self.rates[name]
         some = self.results[next(iter(runs.values()))] if runs else None
         ratios, small = self._ratios(name), self._still_curves(arm)
-        claimed, margin = self._claimed(arm, ratios), self.analysis.margin
+        saved, claimed = _mapped(self._interval(ratios)), _mapped(self._claimed(arm, ratios))
         credit = self._interval(self._credits(name)) if arm["model"] is None else None
         return Line(
             name=name,
@@ -201,12 +201,12 @@ class _Found:
             over_small=self._difference(name, self._small(arm)),
             saved_over_small=_mapped(self._interval(self._ratios(name, small))),
             beyond_small=any(not curve.covers(self.loss(runs[s])) for s, curve in small.items() if s in runs),
-            saved=_mapped(self._interval(ratios)),
+            saved=saved,
             beyond=any(not self.curves[seed].covers(self.loss(runs[seed])) for seed in ratios),
-            claimed=_mapped(claimed),
+            claimed=claimed,
             credit=credit,
             break_even=_break_even(some) if credit is not None and some else None,
-            verdict=_verdict([_mapped(self._interval(ratios)), _mapped(claimed)], margin) if _claims(arm) else "",
+            verdict=_verdict([saved, claimed], self.analysis.margin) if _claims(arm) else "",
             control=self._same(arm),
             all_flops=sum(r["flops"]["total"] for r in self.results.values() if r["arm"] == name),
         )
