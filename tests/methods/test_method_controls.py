@@ -8,13 +8,9 @@ from functools import cache
 from typing import Any
 
 import pytest
-import torch
 
-from growformer.api.planned import method_named
-from growformer.families import FAMILIES
 from growformer.methods import METHODS
-from growformer.planning import apply, make_plan
-from tests.proof.certified import GPT2, LLAMA, Growth, failing, make_source
+from tests.proof.certified import Growth, failing, grow_planned
 
 UP, GATE, DOWN = (f"model.layers.1.mlp.{n}_proj.weight" for n in ("up", "gate", "down"))
 Q, K, V, OUT = (f"model.layers.1.self_attn.{n}_proj.weight" for n in "qkvo")
@@ -27,13 +23,7 @@ Break = Callable[[Growth], object]
 
 @cache
 def _grown(kind: str, method: str, request: tuple[tuple[str, int], ...]) -> Growth:
-    family, raw = FAMILIES[kind], {"llama": LLAMA, "gpt2": GPT2}[kind]
-    tensors = make_source(family, raw, torch.float64, True)
-    shapes = {name: tuple(x.shape) for name, x in tensors.items()}
-    plan = make_plan(family, method_named(method), raw, raw, raw, shapes, dict(request))
-    told = copy.deepcopy(plan.to_json())
-    target = copy.deepcopy(dict(plan.target_config))
-    return Growth(family, told["axes"], told["layers"], tensors, apply(plan, tensors), dict(raw), target)
+    return grow_planned(kind, dict(request), method=method)[1]
 
 
 def grown(kind: str, method: str, request: dict[str, int]) -> Growth:

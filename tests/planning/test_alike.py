@@ -1,23 +1,20 @@
 """Copies that a plan names as alike: those that the certificate finds in the grown numbers, never others."""
 
-import copy
 from typing import Any
 
 import pytest
-import torch
 
 from growformer.api.planned import method_named
 from growformer.errors import RequestError
 from growformer.families import FAMILIES
 from growformer.methods import METHODS
-from growformer.planning import apply, make_plan
 from growformer.planning.alike import alike
 from growformer.planning.choices import Choices
 from growformer.planning.moves import field
 from growformer.planning.plan import Plan
 from growformer.planning.resolve import resolve_growth
 from growformer.planning.sizes import resolve_sizes
-from tests.proof.certified import GPT2, LLAMA, Growth, make_source
+from tests.proof.certified import LLAMA, grow_planned
 
 HEADS = {"num_attention_heads": 8, "num_key_value_heads": 4}
 WIDE = {"intermediate_size": 56, **HEADS, "hidden_size": 48}
@@ -48,15 +45,6 @@ LEFT = ("dyadic", "lemon", "staged,mlp=halves", "staged,heads=lemon,layer=zero-i
 """Methods of which a plan may say less than a certificate: some copies of an axis are alike, or in new layers only."""
 
 
-def planned(kind: str, method: str, request: dict[str, int]) -> tuple[Plan, Growth]:
-    family, raw = FAMILIES[kind], {"llama": LLAMA, "gpt2": GPT2}[kind]
-    tensors = make_source(family, raw, torch.float64, True)
-    shapes = {name: tuple(x.shape) for name, x in tensors.items()}
-    plan = make_plan(family, method_named(method), raw, raw, raw, shapes, request)
-    told, target = copy.deepcopy(plan.to_json()), copy.deepcopy(dict(plan.target_config))
-    return plan, Growth(family, told["axes"], told["layers"], tensors, apply(plan, tensors), dict(raw), target)
-
-
 def named(plan: Plan) -> set[str]:
     """Config fields whose copies a plan says are alike."""
     notes = [note.split(": nothing tells the copies")[0] for note in plan.notes if "nothing tells the copies" in note]
@@ -69,7 +57,7 @@ def test_a_plan_names_what_the_certificate_finds(method: str) -> None:
     for kind, requests in REQUESTS.items():
         for request in requests:
             try:
-                plan, growth = planned(kind, method, request)
+                plan, growth = grow_planned(kind, request, method=method)
             except RequestError:
                 continue  # an axis that the method does not grow
             certificate = growth.certify()
@@ -84,13 +72,13 @@ def test_a_plan_names_what_the_certificate_finds(method: str) -> None:
 
 
 def test_one_sentence_names_all_of_them() -> None:
-    plan, _ = planned("llama", "hyperclone", WIDE)
+    plan, _ = grow_planned("llama", WIDE, method="hyperclone")
     (said,) = [note for note in plan.notes if "copies" in note]
     assert all(grown in said for grown in ("num_attention_heads 4 -> 8", "hidden_size 24 -> 48", "lemon"))
 
 
 def test_an_optimizer_that_forgets_is_named() -> None:
-    plan, _ = planned("llama", "sparkling", WIDE)
+    plan, _ = grow_planned("llama", WIDE, method="sparkling")
     assert [note for note in plan.notes if "but an optimizer that forgets them" in note]
 
 
@@ -100,7 +88,7 @@ def test_an_optimizer_that_forgets_is_named() -> None:
 def test_control_one_tensor_made_otherwise_tells_them(pattern: str, method: str) -> None:
     family: Any = FAMILIES["llama"].of(LLAMA)
     request = {"intermediate_size": 56}
-    (one, _), (other, _) = (planned("llama", name, request) for name in ("hyperclone", method))
+    (one, _), (other, _) = (grow_planned("llama", request, method=name) for name in ("hyperclone", method))
     sizes = resolve_sizes(family, LLAMA, request, Choices(), None)
     growth = resolve_growth(family, sizes, method_named("hyperclone"), tied=False)
     assert alike(family, growth, one.tensors)

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from growformer.algebra import Family
+from growformer.api.planned import method_named
 from growformer.errors import ChangedError
 from growformer.families import FAMILIES
-from growformer.methods import METHODS
 from growformer.planning import apply, make_plan
+from growformer.planning.plan import Plan
 from growformer.proof.certificate import Certificate, DictTensors, certify
 
 Q_PROJ = "model.layers.{}.self_attn.q_proj.weight"
@@ -126,6 +127,23 @@ class Growth:
         self.target[name] = (self.target[name].double() * factor).to(self.target[name].dtype)
 
 
+def grow_planned(
+    name: str,
+    request: Mapping[str, int],
+    config: Mapping[str, Any] | None = None,
+    dtype: torch.dtype = torch.float64,
+    bias: bool = True,
+    layers_at: list[int] | None = None,
+    method: str = "paper",
+) -> tuple[Plan, Growth]:
+    family, raw = FAMILIES[name], dict(config or {"llama": LLAMA, "qwen3": QWEN3, "gpt2": GPT2}[name])
+    source = make_source(family, raw, dtype, bias)
+    shapes = {key: tuple(x.shape) for key, x in source.items()}
+    plan = make_plan(family, method_named(method), raw, raw, raw, shapes, request, layers_at=layers_at)
+    told, target = copy.deepcopy(plan.to_json()), copy.deepcopy(dict(plan.target_config))
+    return plan, Growth(family, told["axes"], told["layers"], source, apply(plan, source), raw, target)
+
+
 def grow(
     name: str,
     config: Mapping[str, Any] | None = None,
@@ -134,15 +152,7 @@ def grow(
     layers_at: list[int] | None = None,
     **request: int,
 ) -> Growth:
-    family = FAMILIES[name]
-    raw = dict(config or {"llama": LLAMA, "qwen3": QWEN3, "gpt2": GPT2}[name])
-    source = make_source(family, raw, dtype, bias)
-    shapes = {key: tuple(x.shape) for key, x in source.items()}
-    plan = make_plan(family, METHODS["paper"], raw, raw, raw, shapes, request, layers_at=layers_at)
-    told = copy.deepcopy(plan.to_json())
-    return Growth(
-        family, told["axes"], told["layers"], source, apply(plan, source), raw, copy.deepcopy(plan.target_config)
-    )
+    return grow_planned(name, request, config, dtype, bias, layers_at)[1]
 
 
 def failing(growth: Growth, *said: str) -> str:
