@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.distributed import checkpoints, refusals, scenarios, worlds
 
@@ -63,3 +64,17 @@ def test_on_two_by_two_ranks(tmp_path: Path) -> None:
 def test_control_a_scenario_that_fails(two: dict[str, str]) -> None:
     with pytest.raises(pytest.fail.Exception, match=r"rank 1:(?s:.*)only here"):
         check(two, worlds.failing)
+
+
+def test_a_world_that_is_killed_is_started_once_more(tmp_path: Path) -> None:
+    with pytest.warns(RuntimeWarning, match="a world of 2 is started again: .* SIGABRT"):
+        found = worlds.run(2, [worlds.killed_once, worlds.failing], tmp_path)
+    assert not found["killed_once"] and "only here" in found["failing"]
+
+
+def test_control_a_world_that_is_always_killed(tmp_path: Path) -> None:
+    with (
+        pytest.warns(RuntimeWarning, match="started again"),
+        pytest.raises(torch.multiprocessing.ProcessExitedException, match="SIGABRT"),
+    ):
+        worlds.run(2, [worlds.killed], tmp_path)
