@@ -4,6 +4,7 @@ import datetime
 import faulthandler
 import json
 import os
+import signal
 import tempfile
 import traceback
 import warnings
@@ -12,10 +13,11 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import ProcessExitedException
+from torch.multiprocessing.spawn import ProcessException
 
 Scenario = Callable[[Path], None]
 PATIENCE = datetime.timedelta(seconds=120)
+CRASHES = {-signal.SIGABRT, -signal.SIGBUS, -signal.SIGSEGV}
 
 
 def run(ranks: int, scenarios: list[Scenario], folder: Path) -> dict[str, str]:
@@ -28,23 +30,31 @@ def run(ranks: int, scenarios: list[Scenario], folder: Path) -> dict[str, str]:
         By scenario, what went wrong on which rank; "" where nothing did.
     """
     report = folder / f"report-{ranks}.json"
-    try:
-        _spawn(ranks, scenarios, folder, report)
-    except ProcessExitedException as error:
-        if error.signal_name is None:
-            raise
+    killed = _spawn(ranks, scenarios, folder, report)
+    if killed is not None:
         # Once in some dozens of worlds malloc finds a rank's heap corrupted. Valgrind's memcheck, over all scenarios
-        # on two ranks, finds no invalid access; it runs threads one at a time, so what is left is a race between those of
-        # torch.distributed. A scenario that fails raises, and is never run again.
-        warnings.warn(f"a world of {ranks} is started again: {error}", RuntimeWarning, stacklevel=2)
-        _spawn(ranks, scenarios, folder, report)
+        # on two ranks, finds no invalid access; it runs threads one at a time, so what is left is a race between
+        # those of torch.distributed. A scenario that fails raises, and is never run again.
+        warnings.warn(f"a world of {ranks} is started again: {killed}", RuntimeWarning, stacklevel=2)
+        killed = _spawn(ranks, scenarios, folder, report)
+        if killed is not None:
+            raise killed
     found: dict[str, str] = json.loads(report.read_text())
     return found
 
 
-def _spawn(ranks: int, scenarios: list[Scenario], folder: Path, report: Path) -> None:
+def _spawn(ranks: int, scenarios: list[Scenario], folder: Path, report: Path) -> ProcessException | None:
+    """Run a world to its end; how it ended, if a rank crashed. What else goes wrong is raised."""
     meeting = Path(tempfile.mkdtemp(dir=folder)) / "meeting"
-    torch.multiprocessing.spawn(_rank, (ranks, scenarios, folder, report, meeting), nprocs=ranks)
+    world = torch.multiprocessing.spawn(_rank, (ranks, scenarios, folder, report, meeting), nprocs=ranks, join=False)
+    try:
+        while not world.join():
+            pass
+    except ProcessException as error:  # of the first to end, which need not be the one that crashed
+        if not {process.exitcode for process in world.processes} & CRASHES:
+            raise
+        return error
+    return None
 
 
 def _rank(rank: int, ranks: int, scenarios: list[Scenario], folder: Path, report: Path, meeting: Path) -> None:
