@@ -31,6 +31,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import llamas
+
 # Only the standard library up here: a child's peak starts at what its parent held when it was made.
 
 VOCAB = 32_000
@@ -110,22 +112,7 @@ def config_of(gigabytes: float) -> dict[str, Any]:
     hidden, mlp, heads, kv, head = BASES[max(size for size in BASES if size <= gigabytes)]
     layer = 2 * hidden * head * (heads + kv) + 3 * hidden * mlp
     layers = max(4, round((gigabytes * 5e8 - 2 * VOCAB * hidden) / layer))
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "dtype": "bfloat16",
-        "vocab_size": VOCAB,
-        "hidden_size": hidden,
-        "intermediate_size": mlp,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv,
-        "head_dim": head,
-        "max_position_embeddings": 2048,
-        "rms_norm_eps": 1e-5,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
-        "tie_word_embeddings": False,
-    }
+    return llamas.config_of(VOCAB, hidden, mlp, heads, kv, head, layers)
 
 
 def request_of(config: dict[str, Any], axes: str) -> list[str]:
@@ -139,17 +126,6 @@ def make_source(folder: Path, config: dict[str, Any]) -> None:
 
     from growformer.checkpoint import TensorSpec, write_config, write_folder
 
-    h, m, d = config["hidden_size"], config["intermediate_size"], config["head_dim"]
-    q, kv = config["num_attention_heads"] * d, config["num_key_value_heads"] * d
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCAB, h)}
-    for i in range(config["num_hidden_layers"]):
-        at = f"model.layers.{i}"
-        attention = {"q": (q, h), "k": (kv, h), "v": (kv, h), "o": (h, q)}
-        shapes |= {f"{at}.self_attn.{name}_proj.weight": shape for name, shape in attention.items()}
-        shapes |= {f"{at}.mlp.{name}_proj.weight": (m, h) for name in ("gate", "up")}
-        shapes |= {f"{at}.mlp.down_proj.weight": (h, m)}
-        shapes |= {f"{at}.{name}_layernorm.weight": (h,) for name in ("input", "post_attention")}
-    shapes |= {"model.norm.weight": (h,), "lm_head.weight": (VOCAB, h)}
     buffer = torch.randn(1 << 24, generator=torch.Generator().manual_seed(0)).mul_(0.02).bfloat16()
     begins = iter(range(0, 1 << 62, 999_983))
 
@@ -162,8 +138,7 @@ def make_source(folder: Path, config: dict[str, Any]) -> None:
             piece = buffer[begin : begin + math.prod(shape)].reshape(shape)
             yield piece + 1 if len(shape) == 1 else piece
 
-    specs = [TensorSpec(name, "BF16", shape) for name, shape in shapes.items()]
-    write_folder(folder, specs, produce, SHARD)
+    write_folder(folder, llamas.specs_of(config), produce, SHARD)
     write_config(folder, config)
 
 

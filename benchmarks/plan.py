@@ -9,10 +9,7 @@ imports included, one after the other; the ratio is of the pair, and the median 
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import statistics
-import struct
 import subprocess
 import sys
 import tempfile
@@ -20,9 +17,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import llamas
+
+from growformer.checkpoint import FolderWriter, write_config
+
 VOCAB, KV_HEADS, HEAD_DIM = 128_256, 8, 128
 MODELS = {"8B": (4096, 14_336, 32, 32), "70B": (8192, 28_672, 64, 80)}
 """hidden, mlp, heads, layers."""
+
+WIDTHS = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
 
 STOCK = """
 import sys, torch
@@ -32,52 +35,11 @@ with torch.device("meta"):
 """
 
 
-def shapes(hidden: int, mlp: int, heads: int, layers: int) -> dict[str, tuple[int, ...]]:
-    """The tensors of a Llama, by name."""
-    query, key = (heads * HEAD_DIM, hidden), (KV_HEADS * HEAD_DIM, hidden)
-    layer = {
-        "input_layernorm": (hidden,),
-        "self_attn.q_proj": query,
-        "self_attn.k_proj": key,
-        "self_attn.v_proj": key,
-        "self_attn.o_proj": query[::-1],
-        "post_attention_layernorm": (hidden,),
-        "mlp.gate_proj": (mlp, hidden),
-        "mlp.up_proj": (mlp, hidden),
-        "mlp.down_proj": (hidden, mlp),
-    }
-    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCAB, hidden)}
-    for i in range(layers):
-        found |= {f"model.layers.{i}.{name}.weight": shape for name, shape in layer.items()}
-    return found | {"model.norm.weight": (hidden,), "lm_head.weight": (VOCAB, hidden)}
-
-
-def save(folder: Path, sizes: tuple[int, int, int, int]) -> None:
-    """A checkpoint whose numbers are a hole."""
-    hidden, mlp, heads, layers = sizes
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "dtype": "bfloat16",
-        "hidden_size": hidden,
-        "intermediate_size": mlp,
-        "num_attention_heads": heads,
-        "num_key_value_heads": KV_HEADS,
-        "head_dim": HEAD_DIM,
-        "num_hidden_layers": layers,
-        "vocab_size": VOCAB,
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    header: dict[str, Any] = {}
-    at = 0
-    for name, shape in shapes(*sizes).items():
-        size = 2 * math.prod(shape)
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [at, at + size]}
-        at += size
-    text = json.dumps(header).encode()
-    with (folder / "model.safetensors").open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(8 + len(text) + at)
+def save(folder: Path, config: dict[str, Any]) -> None:
+    """A checkpoint whose numbers are a hole: its file is laid out, and nothing written into it."""
+    specs = llamas.specs_of(config)
+    with FolderWriter(folder, specs, sum(spec.nbytes for spec in specs)):
+        write_config(folder, config)
 
 
 def seconds(*command: str) -> float:
@@ -96,15 +58,11 @@ def main() -> None:
     print("every width twice over, whole processes, medians")
     print("model  method       plan, s  stock on meta, s  ratio")
     for model in asked.models.split(","):
-        hidden, mlp, heads, _ = MODELS[model]
-        request = [
-            f"hidden_size={2 * hidden}",
-            f"intermediate_size={2 * mlp}",
-            f"num_attention_heads={2 * heads}",
-            f"num_key_value_heads={2 * KV_HEADS}",
-        ]
+        hidden, mlp, heads, layers = MODELS[model]
+        config = llamas.config_of(VOCAB, hidden, mlp, heads, KV_HEADS, HEAD_DIM, layers)
+        request = [f"{field}={2 * config[field]}" for field in WIDTHS]
         with tempfile.TemporaryDirectory() as folder:
-            save(Path(folder), MODELS[model])
+            save(Path(folder), config)
             for method in asked.methods.split(","):
                 plan = ("-m", "growformer", "plan", folder, *request, "--method", method)
                 pairs = [(seconds(*plan), seconds("-c", STOCK, folder)) for _ in range(asked.repeat)]

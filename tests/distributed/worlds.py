@@ -37,8 +37,8 @@ def run(ranks: int, scenarios: list[Scenario], folder: Path) -> dict[str, str]:
         # those of torch.distributed. A scenario that fails raises, and is never run again.
         warnings.warn(f"a world of {ranks} is started again: {killed}", RuntimeWarning, stacklevel=2)
         killed = _spawn(ranks, scenarios, folder, report)
-        if killed is not None:
-            raise killed
+    if killed is not None:
+        raise killed
     found: dict[str, str] = json.loads(report.read_text())
     return found
 

@@ -136,6 +136,7 @@ def grow_planned(
     layers_at: list[int] | None = None,
     method: str = "paper",
 ) -> tuple[Plan, Growth]:
+    """A right growth of random tensors, with the plan it was made by."""
     family, raw = FAMILIES[name], dict(config or {"llama": LLAMA, "qwen3": QWEN3, "gpt2": GPT2}[name])
     source = make_source(family, raw, dtype, bias)
     shapes = {key: tuple(x.shape) for key, x in source.items()}

@@ -184,17 +184,12 @@ def _figures(summary: Summary, results: Mapping[str, Mapping[str, Any]]) -> dict
                 rows, "bits per byte", "Losses of arms of one cost", width, kind, line=scratch, form=".4f", room=0.4
             )
         )
-    least = [(line, line.least) for line in lines if line.claimed]
-    saved = [Row(line.name, line.kind, x.mean, x.low, x.high) for line, x in least if x]
+    saved = [Row(x.name, x.kind, y.mean, y.low, y.high) for x in lines if x.claimed and (y := x.least)]
     saved.sort(key=lambda row: -row.mean)
     if saved:
         out["savings"] = _twice(
             lambda kind, width, height: drawing.forest(
-                saved,
-                "FLOPs saved, the lesser of both",
-                "Savings with intervals",
-                width,
-                kind,
+                saved, "FLOPs saved, the lesser of both", "Savings with intervals", width, kind
             )
         )
     return out
